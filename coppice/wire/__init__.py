@@ -1,0 +1,1 @@
+"""The wire format: payload bytes, chunks, messages and errors (prose in proto/README.md)."""

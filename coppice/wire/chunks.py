@@ -1,0 +1,58 @@
+"""Payload bytes ↔ bounded chunks with a digest. Imports no torch: light processes use it too."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from coppice.domain import BlobRef
+from coppice.errors import TransferBroken
+
+#: Limits of proto/README.md.
+MAX_MESSAGE_BYTES = 2 * 2**20
+MAX_CHUNK_BYTES = 2**20
+MIN_CHUNK_BYTES = 64 * 2**10
+FIRST_CHUNK_BYTES = 256 * 2**10
+
+
+def blob_ref(data: bytes | bytearray | memoryview) -> BlobRef:
+    """The name of some bytes."""
+    return BlobRef(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def split(data: bytes | bytearray, chunk_bytes: int, offset: int = 0) -> Iterator[bytes]:
+    """The bytes from `offset` on, in chunks of at most `chunk_bytes`."""
+    view = memoryview(data)
+    for start in range(offset, len(view), chunk_bytes):
+        yield bytes(view[start : start + chunk_bytes])
+
+
+class Assembler:
+    """Puts a blob together from its chunks, in memory reserved once."""
+
+    def __init__(self, ref: BlobRef) -> None:
+        self._ref = ref
+        self._data = bytearray(ref.size_bytes)
+        self._digest = hashlib.sha256()
+        #: Bytes that are there: from where a broken transfer may go on.
+        self.received_bytes = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Append a chunk; TransferBroken when the blob would grow past its size."""
+        end = self.received_bytes + len(chunk)
+        if end > self._ref.size_bytes:
+            raise TransferBroken(f"blob {self._ref.digest[:12]} is longer than announced")
+        self._data[self.received_bytes : end] = chunk
+        self._digest.update(chunk)
+        self.received_bytes = end
+
+    def finish(self) -> bytearray:
+        """The whole blob; TransferBroken when it is short or damaged."""
+        if self.received_bytes != self._ref.size_bytes:
+            raise TransferBroken(
+                f"blob {self._ref.digest[:12]} ended after {self.received_bytes} of "
+                f"{self._ref.size_bytes} bytes"
+            )
+        if self._digest.hexdigest() != self._ref.digest:
+            raise TransferBroken(f"blob {self._ref.digest[:12]} arrived damaged")
+        return self._data

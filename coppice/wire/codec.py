@@ -1,0 +1,156 @@
+"""Domain objects ↔ messages; what comes from outside is validated before it is believed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from coppice.domain import BlobRef, Capability, Metrics, TaskKind, Workload
+from coppice.errors import InvalidMessage, InvalidPayload
+from coppice.method import Task, Update
+from coppice.tensors import Payload
+from coppice.tree import from_plain, to_plain
+from coppice.wire import coordination_pb2 as pb
+
+MAX_LABELS = 32
+MAX_LABEL_LENGTH = 63
+MAX_METRICS = 64
+MAX_COUNT = 2**53
+MAX_JSON_LENGTH = 64 * 2**10
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[\w ./:-]{1,63}")
+
+
+def capability_to_message(capability: Capability) -> pb.Capability:
+    """What a device measured, to send."""
+    return pb.Capability(
+        memory_bytes=capability.memory_bytes,
+        num_threads=capability.num_threads,
+        machine=capability.machine,
+    )
+
+
+def capability_from_message(message: pb.Capability) -> Capability:
+    """What a device says that it measured."""
+    if len(message.machine) > MAX_LABEL_LENGTH:
+        raise InvalidMessage(f"capability.machine is longer than {MAX_LABEL_LENGTH} characters")
+    return Capability(
+        memory_bytes=_count("capability.memory_bytes", message.memory_bytes),
+        num_threads=max(1, message.num_threads),
+        machine=message.machine,
+    )
+
+
+def labels_from_message(labels: Mapping[str, str]) -> dict[str, str]:
+    """A client's labels."""
+    if len(labels) > MAX_LABELS:
+        raise InvalidMessage(f"a client may have {MAX_LABELS} labels at most")
+    for key, value in labels.items():
+        if not _NAME.fullmatch(key) or len(value) > MAX_LABEL_LENGTH:
+            raise InvalidMessage(
+                f"label {key[:MAX_LABEL_LENGTH]!r} is not valid: keys and values have at most "
+                f"{MAX_LABEL_LENGTH} characters, keys only letters, digits, spaces and ./:_-"
+            )
+    return dict(labels)
+
+
+def blob_to_message(ref: BlobRef) -> pb.BlobRef:
+    """A blob's name, to send."""
+    return pb.BlobRef(digest=ref.digest, size_bytes=ref.size_bytes)
+
+
+def blob_from_message(message: pb.BlobRef) -> BlobRef:
+    """A blob's name; InvalidMessage when it cannot be one."""
+    return BlobRef(valid_digest(message.digest), _count("size_bytes", message.size_bytes))
+
+
+def valid_digest(text: str) -> str:
+    """The text itself when it is a SHA-256 in lower-case hexadecimal; else InvalidMessage."""
+    if not _DIGEST.fullmatch(text):
+        raise InvalidMessage("a digest has 64 lower-case hexadecimal digits")
+    return text
+
+
+def metrics_from_message(metrics: Mapping[str, float]) -> Metrics:
+    """Finite numbers by name."""
+    if len(metrics) > MAX_METRICS:
+        raise InvalidMessage(f"an update may have {MAX_METRICS} metrics at most")
+    for name, value in metrics.items():
+        if not _NAME.fullmatch(name):
+            raise InvalidMessage(f"metric {name[:MAX_LABEL_LENGTH]!r} is not a valid name")
+        if not math.isfinite(value):
+            raise InvalidMessage(f"metric {name!r} is {value}; it must be finite")
+    return dict(metrics)
+
+
+def push_header(task_id: int, update: Update, ref: BlobRef) -> pb.PushHeader:
+    """What goes before the bytes of an update."""
+    return pb.PushHeader(
+        task_id=task_id,
+        blob=blob_to_message(ref),
+        num_examples=update.num_examples,
+        steps=update.steps,
+        metrics={name: float(value) for name, value in update.metrics.items()},
+    )
+
+
+def check_push_header(header: pb.PushHeader) -> None:
+    """InvalidMessage when a field is outside its limits."""
+    blob_from_message(header.blob)
+    metrics_from_message(header.metrics)
+    _count("num_examples", header.num_examples)
+    _count("steps", header.steps)
+
+
+def workload_to_json(workload: Workload) -> str:
+    """What a device must know of a run, to send."""
+    return json.dumps(to_plain(workload), separators=(",", ":"))
+
+
+def workload_from_json(text: str) -> Workload:
+    """What a device must know of a run; InvalidMessage when it makes no sense."""
+    try:
+        return from_plain(Workload, plain_from_json(text))
+    except InvalidPayload as error:
+        raise InvalidMessage(str(error)) from None
+
+
+def plain_from_json(text: str) -> dict[str, Any]:
+    """A JSON object; InvalidMessage when it is anything else."""
+    try:
+        plain = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidMessage(f"not JSON: {error}") from None
+    if not isinstance(plain, dict):
+        raise InvalidMessage("not a JSON object")
+    return plain
+
+
+def choice_from_message(message: pb.Choice) -> dict[str, Any]:
+    """A device's answer to terms."""
+    if len(message.values_json) > MAX_JSON_LENGTH:
+        raise InvalidMessage(f"a choice may have {MAX_JSON_LENGTH} characters at most")
+    return plain_from_json(message.values_json)
+
+
+def task_from_offer(offer: pb.TaskOffer, payload: Payload) -> Task:
+    """The task as the device does it."""
+    try:
+        kind = TaskKind(offer.kind)
+    except ValueError:
+        raise InvalidMessage(f"tasks of kind {offer.kind!r} are unknown to this version") from None
+    return Task(kind, offer.round_number, payload, plain_from_json(offer.settings_json))
+
+
+def _count(name: str, value: int) -> int:
+    if value >= MAX_COUNT:
+        raise InvalidMessage(f"{name} is {value}; allowed is less than 2^53")
+    return value
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not allowed")

@@ -1,0 +1,225 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Capability(_message.Message):
+    __slots__ = ("memory_bytes", "num_threads", "machine")
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_THREADS_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_FIELD_NUMBER: _ClassVar[int]
+    memory_bytes: int
+    num_threads: int
+    machine: str
+    def __init__(self, memory_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ..., machine: _Optional[str] = ...) -> None: ...
+
+class BlobRef(_message.Message):
+    __slots__ = ("digest", "size_bytes")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    size_bytes: int
+    def __init__(self, digest: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class JoinRequest(_message.Message):
+    __slots__ = ("protocol_version", "device_id", "labels", "capability", "app_digest", "software")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    APP_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    device_id: str
+    labels: _containers.ScalarMap[str, str]
+    capability: Capability
+    app_digest: str
+    software: str
+    def __init__(self, protocol_version: _Optional[int] = ..., device_id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., app_digest: _Optional[str] = ..., software: _Optional[str] = ...) -> None: ...
+
+class JoinReply(_message.Message):
+    __slots__ = ("server_name", "heartbeat_seconds")
+    SERVER_NAME_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    server_name: str
+    heartbeat_seconds: float
+    def __init__(self, server_name: _Optional[str] = ..., heartbeat_seconds: _Optional[float] = ...) -> None: ...
+
+class PollRequest(_message.Message):
+    __slots__ = ("run_id", "num_examples", "capability", "choice", "app_digest")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    APP_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    run_id: int
+    num_examples: int
+    capability: Capability
+    choice: Choice
+    app_digest: str
+    def __init__(self, run_id: _Optional[int] = ..., num_examples: _Optional[int] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., app_digest: _Optional[str] = ...) -> None: ...
+
+class Choice(_message.Message):
+    __slots__ = ("round_number", "values_json")
+    ROUND_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    VALUES_JSON_FIELD_NUMBER: _ClassVar[int]
+    round_number: int
+    values_json: str
+    def __init__(self, round_number: _Optional[int] = ..., values_json: _Optional[str] = ...) -> None: ...
+
+class PollReply(_message.Message):
+    __slots__ = ("run", "terms", "task", "over", "wait")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    run: RunOffer
+    terms: TermsOffer
+    task: TaskOffer
+    over: RunOver
+    wait: Wait
+    def __init__(self, run: _Optional[_Union[RunOffer, _Mapping]] = ..., terms: _Optional[_Union[TermsOffer, _Mapping]] = ..., task: _Optional[_Union[TaskOffer, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ...) -> None: ...
+
+class RunOffer(_message.Message):
+    __slots__ = ("run_id", "workload_json")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKLOAD_JSON_FIELD_NUMBER: _ClassVar[int]
+    run_id: int
+    workload_json: str
+    def __init__(self, run_id: _Optional[int] = ..., workload_json: _Optional[str] = ...) -> None: ...
+
+class TermsOffer(_message.Message):
+    __slots__ = ("round_number", "payload")
+    ROUND_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    round_number: int
+    payload: BlobRef
+    def __init__(self, round_number: _Optional[int] = ..., payload: _Optional[_Union[BlobRef, _Mapping]] = ...) -> None: ...
+
+class TaskOffer(_message.Message):
+    __slots__ = ("task_id", "run_id", "kind", "round_number", "payload", "settings_json", "deadline_seconds")
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ROUND_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_JSON_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    task_id: int
+    run_id: int
+    kind: str
+    round_number: int
+    payload: BlobRef
+    settings_json: str
+    deadline_seconds: float
+    def __init__(self, task_id: _Optional[int] = ..., run_id: _Optional[int] = ..., kind: _Optional[str] = ..., round_number: _Optional[int] = ..., payload: _Optional[_Union[BlobRef, _Mapping]] = ..., settings_json: _Optional[str] = ..., deadline_seconds: _Optional[float] = ...) -> None: ...
+
+class RunOver(_message.Message):
+    __slots__ = ("run_id", "state", "reason", "keep")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    run_id: int
+    state: str
+    reason: str
+    keep: TaskOffer
+    def __init__(self, run_id: _Optional[int] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., keep: _Optional[_Union[TaskOffer, _Mapping]] = ...) -> None: ...
+
+class Wait(_message.Message):
+    __slots__ = ("retry_seconds",)
+    RETRY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    retry_seconds: float
+    def __init__(self, retry_seconds: _Optional[float] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("digest", "offset", "chunk_bytes")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    offset: int
+    chunk_bytes: int
+    def __init__(self, digest: _Optional[str] = ..., offset: _Optional[int] = ..., chunk_bytes: _Optional[int] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class PushChunk(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: PushHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PushHeader(_message.Message):
+    __slots__ = ("task_id", "blob", "offset", "num_examples", "steps", "metrics")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    task_id: int
+    blob: BlobRef
+    offset: int
+    num_examples: int
+    steps: int
+    metrics: _containers.ScalarMap[str, float]
+    def __init__(self, task_id: _Optional[int] = ..., blob: _Optional[_Union[BlobRef, _Mapping]] = ..., offset: _Optional[int] = ..., num_examples: _Optional[int] = ..., steps: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("task_id", "digest")
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    task_id: int
+    digest: str
+    def __init__(self, task_id: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("task_id", "steps_done", "resident_bytes")
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    STEPS_DONE_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    task_id: int
+    steps_done: int
+    resident_bytes: int
+    def __init__(self, task_id: _Optional[int] = ..., steps_done: _Optional[int] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
+
+class HeartbeatReply(_message.Message):
+    __slots__ = ("wanted",)
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    wanted: bool
+    def __init__(self, wanted: _Optional[bool] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class LeaveReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,83 @@
+"""Errors ↔ gRPC status: one table, read in both directions. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import grpc
+
+from coppice import errors
+from coppice.errors import CoppiceError
+
+#: Trailing metadata that names the class of the error.
+ERROR_KEY = "coppice-error"
+
+#: Metadata that names the caller, until certificates do.
+CLIENT_KEY = "coppice-client"
+
+STATUS: Mapping[type[CoppiceError], grpc.StatusCode] = {
+    errors.ServerUnreachable: grpc.StatusCode.UNAVAILABLE,
+    errors.ServerBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TransferBroken: grpc.StatusCode.DATA_LOSS,
+    errors.DataError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnreadableData: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.RunFileError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.AppError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AppMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ProtocolMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NameTaken: grpc.StatusCode.ALREADY_EXISTS,
+    errors.NotJoined: grpc.StatusCode.UNAUTHENTICATED,
+    errors.UnknownBlob: grpc.StatusCode.NOT_FOUND,
+    errors.UnknownRun: grpc.StatusCode.NOT_FOUND,
+    errors.UnknownTask: grpc.StatusCode.NOT_FOUND,
+    errors.RoundClosed: grpc.StatusCode.ABORTED,
+    errors.InvalidMessage: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.UpdateRefused: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.InvalidPayload: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.TaskAbandoned: grpc.StatusCode.CANCELLED,
+    errors.DiskFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.StoreUnusable: grpc.StatusCode.INTERNAL,
+    errors.StoreLeased: grpc.StatusCode.INTERNAL,
+    errors.AddressInUse: grpc.StatusCode.INTERNAL,
+    errors.AlreadyRunning: grpc.StatusCode.INTERNAL,
+    errors.NotRunning: grpc.StatusCode.INTERNAL,
+}
+
+_BY_NAME = {kind.__name__: kind for kind in STATUS}
+
+#: What a status means when it comes from gRPC itself, not from a Coppice server.
+_WITHOUT_NAME: Mapping[grpc.StatusCode, type[CoppiceError]] = {
+    grpc.StatusCode.UNAVAILABLE: errors.ServerUnreachable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.ServerUnreachable,
+    grpc.StatusCode.CANCELLED: errors.ServerUnreachable,
+    grpc.StatusCode.UNKNOWN: errors.ServerBusy,
+    grpc.StatusCode.INTERNAL: errors.ServerBusy,
+    grpc.StatusCode.DATA_LOSS: errors.TransferBroken,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.InvalidMessage,
+    grpc.StatusCode.UNIMPLEMENTED: errors.ProtocolMismatch,
+}
+
+
+def status_of(error: CoppiceError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
+    """What a call that raised `error` ends with: code, details, trailing metadata."""
+    kind = type(error)
+    return STATUS[kind], str(error), ((ERROR_KEY, kind.__name__),)
+
+
+def error_from(error: grpc.RpcError) -> CoppiceError:
+    """The error that the other side raised, or what gRPC's own failure means to a caller."""
+    if not isinstance(error, grpc.Call):
+        return errors.ServerUnreachable(str(error))
+    details = error.details() or ""
+    for key, value in _pairs(error.trailing_metadata()):
+        if key == ERROR_KEY and value in _BY_NAME:
+            return _BY_NAME[value](details)
+    kind = _WITHOUT_NAME.get(error.code(), errors.ServerBusy)
+    return kind(details or str(error.code()))
+
+
+def _pairs(metadata: object) -> Iterator[tuple[str, str]]:
+    for item in metadata if isinstance(metadata, tuple | list) else ():
+        key, value = item
+        if isinstance(value, str):
+            yield key, value
