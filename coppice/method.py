@@ -1,0 +1,200 @@
+"""What a federated method is: a half for the server, a half for the device, and what they exchange.
+
+A folder in `coppice/methods/` is a method. Its `settings.py` holds `Settings`, a frozen dataclass;
+`server.py` holds `Server`, a `ServerHalf`; `client.py` holds `Client`, a `ClientHalf`. A process
+imports only the half that it needs (`settings_type`, `server_half`, `client_half`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from coppice.app import App
+from coppice.data import Examples
+from coppice.domain import Capability, ClientId, MethodSpec, Metrics, Participant, TaskKind
+from coppice.errors import RunFileError
+from coppice.tensors import Payload, PayloadSpec, Tensors
+from coppice.tree import from_plain
+
+State = TypeVar("State")
+
+#: A device's answer to terms: plain values by name.
+Choice = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one client is asked to do in one round."""
+
+    kind: TaskKind
+    round_number: int
+    payload: Payload
+    #: Plain values that change from task to task; what is fixed for the run is in the settings.
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    #: What the update's payload must be. The server checks an update against this and nothing
+    #: else; it stays on the server. Empty: the answer consists of metrics only.
+    expects: PayloadSpec = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client answers to a task."""
+
+    client_id: ClientId
+    payload: Payload
+    #: Examples that the metrics and the weight in the aggregate stand for.
+    num_examples: int
+    #: Local steps done.
+    steps: int = 0
+    metrics: Metrics = field(default_factory=dict)
+
+
+class Private(Protocol):
+    """What a client keeps from round to round and never sends, versioned by task.
+
+    `stage` holds the next version beside the unsent update. It becomes the committed one when the
+    server's receipt is there, and is dropped when the update is refused or the task is run again.
+    """
+
+    def read(self, kind: type[State]) -> State | None:
+        """The last committed version, or None; `kind` is the type that was staged."""
+
+    def stage(self, value: object) -> None:
+        """Hold the next version: a tree that `coppice.tree` can save."""
+
+
+class Meter(Protocol):
+    """Watches the work on a task from inside."""
+
+    def step_done(self) -> None:
+        """Count one local step; raises TaskAbandoned when the task is no longer wanted."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a device brings to a task."""
+
+    client_id: ClientId
+    app: App
+    #: The examples that are trained on.
+    train: Examples
+    #: The examples that never are; may be empty.
+    held_out: Examples
+    capability: Capability
+    private: Private
+    meter: Meter
+    #: Seeds from (run seed, client, round); the only source of chance in a task.
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class InitContext:
+    """What the first state of a run is made from."""
+
+    seed: int
+    #: A fresh model; the same seed gives the same one.
+    make_model: Callable[[], nn.Module]
+    #: Parameters and buffers to start from instead of the model's own.
+    warm_start: Tensors | None = None
+
+
+class ServerHalf(ABC, Generic[State]):
+    """Functions of a state, which is a tree of frozen dataclasses, mappings, tensors and scalars.
+
+    `coppice.tree` saves any such tree. Nothing else is remembered between two calls.
+    """
+
+    #: The type of the state, by which it is loaded again.
+    state_type: type[State]
+
+    @abstractmethod
+    def init(self, context: InitContext) -> State:
+        """The state before round 1."""
+
+    def terms(self, state: State, round_number: int) -> Payload | None:
+        """What clients choose from before they are planned; None when there is no choice."""
+        return None
+
+    @abstractmethod
+    def plan(
+        self, state: State, cohort: Sequence[Participant], round_number: int
+    ) -> Mapping[ClientId, Task]:
+        """The tasks of a round, in plan order; who is left out is not waited for.
+
+        Tasks that share one payload object share one encoding of it.
+        """
+
+    @abstractmethod
+    def aggregate(
+        self, state: State, updates: Iterable[Update], round_number: int
+    ) -> tuple[State, Metrics]:
+        """The next state. `updates` come in plan order and are decoded one at a time.
+
+        Without a single update the state stays as it is.
+        """
+
+    @abstractmethod
+    def models(self, state: State) -> Mapping[str, Tensors]:
+        """The models in a state by name, "global" for the one; empty where there is none."""
+
+
+class ClientHalf(ABC):
+    """The device's side of a method."""
+
+    def choose(self, terms: Payload, local: Local) -> Choice:
+        """Answer the round's terms. Only called for methods that have terms."""
+        raise NotImplementedError(f"{type(self).__module__} offers terms but cannot choose")
+
+    @abstractmethod
+    def run(self, task: Task, local: Local) -> Update:
+        """Do a task of kind TRAIN."""
+
+    @abstractmethod
+    def evaluate(self, task: Task, local: Local) -> Metrics:
+        """Evaluate what a task brings on `local.held_out`."""
+
+    @abstractmethod
+    def model(self, task: Task, local: Local) -> Tensors | None:
+        """The parameters and buffers that this device would use on its own; None without any."""
+
+
+def method_names() -> list[str]:
+    """The methods there are."""
+    package = importlib.import_module("coppice.methods")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
+
+
+def settings_type(name: str) -> type[Any]:
+    """The settings class of a method; RunFileError when there is no such method."""
+    if name not in method_names():
+        raise RunFileError(
+            f"method.name is {name!r}; allowed are {', '.join(map(repr, method_names()))}"
+        )
+    settings: type[Any] = importlib.import_module(f"coppice.methods.{name}.settings").Settings
+    return settings
+
+
+def server_half(spec: MethodSpec) -> ServerHalf[Any]:
+    """The server's half of a method with its settings."""
+    settings = from_plain(settings_type(spec.name), dict(spec.settings))
+    half: ServerHalf[Any] = importlib.import_module(f"coppice.methods.{spec.name}.server").Server(
+        settings
+    )
+    return half
+
+
+def client_half(spec: MethodSpec) -> ClientHalf:
+    """The device's half of a method with its settings."""
+    settings = from_plain(settings_type(spec.name), dict(spec.settings))
+    half: ClientHalf = importlib.import_module(f"coppice.methods.{spec.name}.client").Client(
+        settings
+    )
+    return half
