@@ -1,0 +1,118 @@
+"""A trained model as one safetensors file that says which run, round and model it is of."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from coppice.app import build_model, make_app
+from coppice.domain import Workload
+from coppice.errors import DiskFull, InvalidPayload, StoreUnusable, UnreadableData
+from coppice.tensors import Tensors, assign
+from coppice.tree import from_plain, to_plain
+
+#: Key of the file's metadata that holds a ModelInfo.
+_KEY = "coppice"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """Where a model comes from."""
+
+    workload: Workload
+    round_number: int
+    #: What the model's evaluation gave.
+    metrics: Mapping[str, float]
+    #: Program and version, for people.
+    written_by: str
+
+
+def save_model(path: Path, tensors: Tensors, info: ModelInfo) -> None:
+    """Write parameters and buffers as a whole file or, on DiskFull or StoreUnusable, not at all."""
+    # safetensors refuses tensors that share memory.
+    copies = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    data = to_bytes(copies, metadata={_KEY: json.dumps(to_plain(info))})
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"no space is left for {path}; free some and try again") from None
+        raise StoreUnusable(
+            f"{path} cannot be written: {error.strerror}; choose another path"
+        ) from None
+
+
+def read_info(path: Path) -> ModelInfo:
+    """Where the model in the file comes from; UnreadableData when it is not a model of Coppice."""
+    with _reading(path), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if _KEY not in metadata:
+        raise _wrong(path, "a safetensors file that does not say which run it is of")
+    try:
+        return from_plain(ModelInfo, json.loads(metadata[_KEY]))
+    except (ValueError, RecursionError, InvalidPayload) as error:
+        raise _wrong(path, str(error)) from None
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of any safetensors file by name; UnreadableData when it is none."""
+    with _reading(path):
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
+
+
+def load_model(path: Path, app_path: Path | None = None) -> tuple[nn.Module, ModelInfo]:
+    """The model, ready to predict, and where it comes from.
+
+    A run with an app needs the app's module. Raises UnreadableData, AppMismatch, AppError.
+    """
+    info = read_info(path)
+    model = build_model(make_app(info.workload, app_path), seed=0)
+    try:
+        assign(model, load_tensors(path))
+    except InvalidPayload as error:
+        raise _wrong(path, str(error)) from None
+    return model.eval(), info
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UnreadableData(f"{path} does not exist; give the path of a model file") from None
+    except OSError as error:
+        raise UnreadableData(f"{path} cannot be read: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise _wrong(path, str(error)) from None
+
+
+def _wrong(path: Path, why: str) -> UnreadableData:
+    return UnreadableData(
+        f"{path} is not a model of Coppice: {why}; give a file that Coppice saved (.safetensors)"
+    )
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
