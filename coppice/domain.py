@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -75,9 +76,9 @@ class Participant:
 
 
 class Section:
-    """A part of a run file. Pydantic, on the server, refuses keys that it does not have."""
+    """A part of a run file. Pydantic, on the server, refuses unknown keys, NaN and infinity."""
 
-    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,9 +224,9 @@ class EvaluationSpec(Section):
     goal: Literal["max", "min"] = "max"
 
     def better(self, value: float, than: float | None) -> bool:
-        """Whether `value` beats the best so far."""
+        """Whether `value` beats the best so far; NaN never does."""
         if than is None:
-            return True
+            return not math.isnan(value)
         return value > than if self.goal == "max" else value < than
 
     def reaches(self, value: float, target: float) -> bool:

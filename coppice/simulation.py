@@ -168,8 +168,7 @@ class Simulation:
 
     def run_round(self, round_number: int) -> SimulatedRound:
         """One round with the clients that the seed picks."""
-        names = rank_clients(self._spec.seed, round_number, self._devices)
-        cohort = [self._participant(name, round_number) for name in names[: self._spec.cohort.size]]
+        cohort = self._cohort(round_number)
         plan = self._server.plan(self.state, cohort, round_number)
         traffic = _Traffic()
         self.state, metrics = self._server.aggregate(
@@ -177,18 +176,29 @@ class Simulation:
         )
         for name in plan:
             self._devices[name].private.commit()
-        evaluation = self._evaluate(round_number) if self._spec.evaluation_due(round_number) else {}
+        due = self._spec.evaluation_due(round_number)
+        evaluation = self._evaluate(cohort, round_number) if due else {}
         return SimulatedRound(
             round_number, metrics, evaluation, traffic.bytes_down, traffic.bytes_up
         )
 
-    def _participant(self, name: ClientId, round_number: int) -> Participant:
-        device = self._devices[name]
+    def _cohort(self, round_number: int) -> list[Participant]:
+        names = rank_clients(self._spec.seed, round_number, self._devices)
         terms = self._server.terms(self.state, round_number)
+        offered = None if terms is None else wire.encode(terms)
+        return [
+            self._participant(name, offered, round_number)
+            for name in names[: self._spec.cohort.size]
+        ]
+
+    def _participant(
+        self, name: ClientId, offered: bytearray | None, round_number: int
+    ) -> Participant:
+        device = self._devices[name]
         choice = None
-        if terms is not None:
+        if offered is not None:
             local = device.local(self._spec.seed, round_number)
-            choice = self._client.choose(wire.decode(wire.encode(terms)), local)
+            choice = self._client.choose(wire.decode(bytearray(offered)), local)
         return Participant(name, _CAPABILITY, len(device.train), choice)
 
     def _updates(self, plan: Mapping[ClientId, Task], traffic: _Traffic) -> Iterator[Update]:
@@ -208,20 +218,18 @@ class Simulation:
                 update.metrics,
             )
 
-    def _evaluate(self, round_number: int) -> dict[str, Metrics]:
+    def _evaluate(self, cohort: list[Participant], round_number: int) -> dict[str, Metrics]:
         found: dict[str, Metrics] = {}
         if self._held_out is not None and "global" in self.models:
             model = build_model(self._app, self._spec.seed)
             assign(model, self.models["global"])
             found["server"] = evaluate(model, self._app, self._held_out)
         if self._spec.evaluation.on_clients:
-            found["clients"] = self._evaluate_on_clients(round_number)
+            found["clients"] = self._evaluate_on_clients(cohort, round_number)
         return found
 
-    def _evaluate_on_clients(self, round_number: int) -> Metrics:
+    def _evaluate_on_clients(self, cohort: list[Participant], round_number: int) -> Metrics:
         mean = MeanMetrics()
-        names = rank_clients(self._spec.seed, round_number, self._devices)
-        cohort = [self._participant(name, round_number) for name in names[: self._spec.cohort.size]]
         for name, task in self._server.plan(self.state, cohort, round_number + 1).items():
             local = self._devices[name].local(self._spec.seed, round_number)
             received = Task(
@@ -234,12 +242,13 @@ class Simulation:
         return mean.value()
 
     def _target_reached(self, done: SimulatedRound) -> bool:
+        # As on the server: its own evaluation decides where there is one, else the clients'.
+        judge = "clients" if self._held_out is None else "server"
+        value = done.evaluation.get(judge, {}).get(self._spec.evaluation.metric)
         target = self._spec.stop.target
-        return target is not None and any(
-            self._spec.evaluation.metric in metrics
-            and self._spec.evaluation.reaches(metrics[self._spec.evaluation.metric], target)
-            for metrics in done.evaluation.values()
-        )
+        if value is None or target is None:
+            return False
+        return self._spec.evaluation.reaches(value, target)
 
 
 @dataclass

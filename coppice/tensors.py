@@ -98,14 +98,25 @@ def num_values(tensors: Tensors) -> int:
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters by name, shared ones once, as views that no gradient follows."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """The floating-point parameters by name, shared ones once, as views without a gradient."""
+    return {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point()
+    }
 
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers that belong to the model's state (the persistent ones), by name."""
+    """The rest of the model's state by name: persistent buffers, parameters that hold no floats."""
     saved = model.state_dict(keep_vars=True).keys()
-    return {name: buffer.detach() for name, buffer in model.named_buffers() if name in saved}
+    integers = {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if not parameter.is_floating_point()
+    }
+    return integers | {
+        name: buffer.detach() for name, buffer in model.named_buffers() if name in saved
+    }
 
 
 def assign(model: nn.Module, tensors: Tensors) -> None:

@@ -65,7 +65,7 @@ def train(model: nn.Module, local: Local, sgd: Sgd) -> Trained:
             model.zero_grad(set_to_none=True)
             loss.backward()
             _descend(parameters, received, velocity, sgd)
-            total += loss.detach()
+            total += loss.detach().reshape(())
             steps += 1
             local.meter.step_done()
     model.zero_grad(set_to_none=True)
@@ -94,7 +94,8 @@ def evaluate(model: nn.Module, app: App, examples: Examples) -> Metrics:
     """The app's metrics over all examples; empty when there are none."""
     mean = MeanMetrics()
     model.eval()
-    for indices in torch.arange(len(examples)).split(EVALUATION_BATCH_SIZE):
+    for start in range(0, len(examples), EVALUATION_BATCH_SIZE):
+        indices = torch.arange(start, min(start + EVALUATION_BATCH_SIZE, len(examples)))
         inputs, targets = examples.batch(indices)
         mean.add(app.metrics(model(inputs), targets), weight=len(indices))
     return mean.value()
@@ -118,7 +119,7 @@ def _batches(count: int, sgd: Sgd, generator: torch.Generator) -> Iterator[Tenso
 def _epoch(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
     batches = list(torch.randperm(count, generator=generator).split(batch_size))
     # Batch norm cannot train on a single example: a lone last one joins the batch before it.
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 import types
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -26,6 +27,7 @@ from typing import (
 )
 
 import annotated_types
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -38,11 +40,17 @@ T = TypeVar("T")
 _TENSOR = "tensor"
 _METADATA_LENGTH_BYTES = 8
 
+# Wrong values are shown in messages, but may be long or deep.
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = _shown.maxlong = 100
+
 
 def to_plain(value: object, tensors: list[Tensor] | None = None) -> Any:
     """The tree as plain values; a tensor goes to `tensors` and leaves its index in its place."""
+    if isinstance(value, Enum):
+        return value.value
     if value is None or isinstance(value, bool | int | float | str):
-        return value.value if isinstance(value, Enum) else value
+        return value
     if isinstance(value, Tensor):
         if tensors is None:
             raise TypeError("this tree may not hold tensors")
@@ -57,7 +65,7 @@ def to_plain(value: object, tensors: list[Tensor] | None = None) -> Any:
         if not all(isinstance(key, str) for key in value):
             raise TypeError("the keys of a tree are strings")
         return {str(key): to_plain(item, tensors) for key, item in value.items()}
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
         return [to_plain(item, tensors) for item in value]
     raise TypeError(f"a tree may not hold a {type(value).__name__}")
 
@@ -69,13 +77,11 @@ def from_plain(kind: type[T], plain: object, tensors: Sequence[Tensor] = ()) -> 
 
 
 def save(value: object) -> bytes:
-    """The bytes of a safetensors file that holds the tree; equal trees give equal bytes."""
+    """The bytes of a safetensors file; equal trees in equal order give equal bytes."""
     tensors: list[Tensor] = []
     plain = to_plain(value, tensors)
-    # safetensors refuses tensors that share memory: tied weights are stored once for each name.
-    named = {
-        str(index): tensor.detach().contiguous().clone() for index, tensor in enumerate(tensors)
-    }
+    taken: set[int] = set()
+    named = {str(index): _own(tensor, taken) for index, tensor in enumerate(tensors)}
     return save_tensors(named, metadata={"tree": json.dumps(plain, separators=(",", ":"))})
 
 
@@ -87,9 +93,21 @@ def load(kind: type[T], data: bytes) -> T:
         header = json.loads(data[_METADATA_LENGTH_BYTES : _METADATA_LENGTH_BYTES + length])
         plain = json.loads(header["__metadata__"]["tree"])
         tensors = [named[str(index)] for index in range(len(named))]
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise InvalidPayload(f"not a saved {kind.__name__}: {error}") from None
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        # RuntimeError: impossible shapes, and JSON that is nested without end.
+        reason = str(error).partition("\n")[0]
+        raise InvalidPayload(f"not a saved {kind.__name__}: {reason}") from None
     return from_plain(kind, plain, tensors)
+
+
+def _own(tensor: Tensor, taken: set[int]) -> Tensor:
+    """The tensor in memory of its own: safetensors refuses tensors that share theirs."""
+    storage = tensor.untyped_storage()
+    whole = storage.nbytes() == tensor.numel() * tensor.element_size()
+    if whole and tensor.is_contiguous() and storage.data_ptr() not in taken:
+        taken.add(storage.data_ptr())
+        return tensor.detach()
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 @cache
@@ -118,7 +136,7 @@ def _read(kind: Any, plain: Any, tensors: Sequence[Tensor], where: str) -> Any:
         return _read(choices[-1], plain, tensors, where)
     if origin is Literal:
         if plain not in arguments:
-            raise InvalidPayload(f"{where} is {plain!r}; allowed are {arguments}")
+            raise InvalidPayload(f"{where} is {_shown.repr(plain)}; allowed are {arguments}")
         return plain
     if kind is Any:
         return plain
@@ -139,7 +157,7 @@ def _read(kind: Any, plain: Any, tensors: Sequence[Tensor], where: str) -> Any:
 
 def _read_tensor(plain: Any, tensors: Sequence[Tensor], where: str) -> Tensor:
     index = plain.get(_TENSOR) if isinstance(plain, dict) else None
-    if not isinstance(index, int) or not 0 <= index < len(tensors):
+    if type(index) is not int or not 0 <= index < len(tensors):
         raise InvalidPayload(f"{where} is not a tensor")
     return tensors[index]
 
@@ -184,13 +202,18 @@ def _read_scalar(kind: Any, plain: Any, where: str) -> Any:
             return kind(plain)
         except ValueError:
             allowed = ", ".join(repr(member.value) for member in kind)
-            raise InvalidPayload(f"{where} is {plain!r}; allowed are {allowed}") from None
+            raise InvalidPayload(
+                f"{where} is {_shown.repr(plain)}; allowed are {allowed}"
+            ) from None
     if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
-        return float(plain)
+        try:
+            return float(plain)
+        except OverflowError:
+            raise InvalidPayload(f"{where} is a number too large for a float") from None
     if kind in (int, float, str, bool) and type(plain) is kind:
         return plain
     name = getattr(kind, "__name__", str(kind))
-    raise InvalidPayload(f"{where} is {plain!r}, not of type {name}")
+    raise InvalidPayload(f"{where} is {_shown.repr(plain)}, not of type {name}")
 
 
 def _check(constraint: object, value: Any, where: str) -> None:
@@ -208,4 +231,4 @@ def _check(constraint: object, value: Any, where: str) -> None:
         case _:
             raise TypeError(f"a tree cannot check {constraint!r}")
     if not holds:
-        raise InvalidPayload(f"{where} is {value!r}; allowed is {text}")
+        raise InvalidPayload(f"{where} is {_shown.repr(value)}; allowed is {text}")

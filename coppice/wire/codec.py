@@ -19,7 +19,7 @@ MAX_LABELS = 32
 MAX_LABEL_LENGTH = 63
 MAX_METRICS = 64
 MAX_COUNT = 2**53
-MAX_JSON_LENGTH = 64 * 2**10
+MAX_JSON_BYTES = 64 * 2**10
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[\w ./:-]{1,63}")
@@ -36,8 +36,10 @@ def capability_to_message(capability: Capability) -> pb.Capability:
 
 def capability_from_message(message: pb.Capability) -> Capability:
     """What a device says that it measured."""
-    if len(message.machine) > MAX_LABEL_LENGTH:
-        raise InvalidMessage(f"capability.machine is longer than {MAX_LABEL_LENGTH} characters")
+    if not _is_label(message.machine):
+        raise InvalidMessage(
+            f"capability.machine is not {MAX_LABEL_LENGTH} printable characters or fewer"
+        )
     return Capability(
         memory_bytes=_count("capability.memory_bytes", message.memory_bytes),
         num_threads=max(1, message.num_threads),
@@ -50,10 +52,11 @@ def labels_from_message(labels: Mapping[str, str]) -> dict[str, str]:
     if len(labels) > MAX_LABELS:
         raise InvalidMessage(f"a client may have {MAX_LABELS} labels at most")
     for key, value in labels.items():
-        if not _NAME.fullmatch(key) or len(value) > MAX_LABEL_LENGTH:
+        if not _NAME.fullmatch(key) or not _is_label(value):
             raise InvalidMessage(
                 f"label {key[:MAX_LABEL_LENGTH]!r} is not valid: keys and values have at most "
-                f"{MAX_LABEL_LENGTH} characters, keys only letters, digits, spaces and ./:_-"
+                f"{MAX_LABEL_LENGTH} printable characters, keys only letters, digits, spaces and "
+                "./:_-"
             )
     return dict(labels)
 
@@ -122,7 +125,7 @@ def workload_from_json(text: str) -> Workload:
 def plain_from_json(text: str) -> dict[str, Any]:
     """A JSON object; InvalidMessage when it is anything else."""
     try:
-        plain = json.loads(text, parse_constant=_refuse_constant)
+        plain = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise InvalidMessage(f"not JSON: {error}") from None
     if not isinstance(plain, dict):
@@ -132,8 +135,8 @@ def plain_from_json(text: str) -> dict[str, Any]:
 
 def choice_from_message(message: pb.Choice) -> dict[str, Any]:
     """A device's answer to terms."""
-    if len(message.values_json) > MAX_JSON_LENGTH:
-        raise InvalidMessage(f"a choice may have {MAX_JSON_LENGTH} characters at most")
+    if len(message.values_json.encode()) > MAX_JSON_BYTES:
+        raise InvalidMessage(f"a choice may have {MAX_JSON_BYTES} bytes at most")
     return plain_from_json(message.values_json)
 
 
@@ -146,11 +149,20 @@ def task_from_offer(offer: pb.TaskOffer, payload: Payload) -> Task:
     return Task(kind, offer.round_number, payload, plain_from_json(offer.settings_json))
 
 
+def _is_label(text: str) -> bool:
+    # Printable: it will stand in an operator's terminal and log.
+    return len(text) <= MAX_LABEL_LENGTH and text.isprintable()
+
+
 def _count(name: str, value: int) -> int:
     if value >= MAX_COUNT:
         raise InvalidMessage(f"{name} is {value}; allowed is less than 2^53")
     return value
 
 
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is not allowed")
+def _finite(text: str) -> float:
+    # JSON has no NaN and no Infinity; Python reads both, and reads 1e999 as the latter.
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not allowed")
+    return value

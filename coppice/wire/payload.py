@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -71,9 +72,7 @@ def decode(
     With `expects`, the header must say exactly that and every value must be finite. Raises
     InvalidPayload, whose message names the tensor.
     """
-    entries = _read_header(memoryview(data))
-    if expects is not None:
-        _compare(entries, expects)
+    entries = _read_header(memoryview(data), expects)
     payload: dict[str, dict[str, Tensor]] = {}
     for entry in entries:
         tensor = _tensor(data, entry)
@@ -102,9 +101,11 @@ def _entry(group: str, name: str, tensor: Tensor) -> bytes:
     group_bytes, name_bytes = group.encode(), name.encode()
     if not 1 <= len(group_bytes) <= 255 or not 1 <= len(name_bytes) <= 1024:
         raise InvalidPayload(f"{group}/{name}: names have 1 to 255 and 1 to 1024 bytes")
-    if tensor.dim() > MAX_RANK:
+    spec = TensorSpec(tuple(tensor.shape), dtype_name(tensor.dtype))
+    if not _is_possible(spec):
         raise InvalidPayload(
-            f"{group}/{name} has {tensor.dim()} dimensions; at most {MAX_RANK} can travel"
+            f"{group}/{name} has shape {list(spec.shape)}; at most {MAX_RANK} extents below 2^32 "
+            "can travel"
         )
     return b"".join(
         (
@@ -112,11 +113,17 @@ def _entry(group: str, name: str, tensor: Tensor) -> bytes:
             group_bytes,
             struct.pack("<H", len(name_bytes)),
             name_bytes,
-            struct.pack("<BBB", _TYPE_CODES[dtype_name(tensor.dtype)], _DENSE, tensor.dim()),
-            struct.pack(f"<{tensor.dim()}I", *tensor.shape),
-            struct.pack("<Q", tensor.numel() * tensor.element_size()),
+            struct.pack("<BBB", _TYPE_CODES[spec.dtype], _DENSE, len(spec.shape)),
+            struct.pack(f"<{len(spec.shape)}I", *spec.shape),
+            struct.pack("<Q", spec.size_bytes),
         )
     )
+
+
+def _is_possible(spec: TensorSpec) -> bool:
+    # Of a tensor without values, torch still multiplies the other extents, in 63 bits.
+    span = math.prod(max(extent, 1) for extent in spec.shape) * DTYPES[spec.dtype].itemsize
+    return len(spec.shape) <= MAX_RANK and max(spec.shape, default=0) < 2**32 and span < 2**63
 
 
 class _Reader:
@@ -149,7 +156,7 @@ class _Reader:
         return bytes(self._header[self._at :])
 
 
-def _read_header(data: memoryview) -> list[_Entry]:
+def _read_header(data: memoryview, expects: PayloadSpec | None) -> list[_Entry]:
     if len(data) < _PREFIX.size:
         raise InvalidPayload(f"{len(data)} bytes are too few for a payload")
     magic, version, length, count = _PREFIX.unpack_from(data)
@@ -162,30 +169,36 @@ def _read_header(data: memoryview) -> list[_Entry]:
         raise InvalidPayload("the header's length is wrong")
     reader = _Reader(data[_PREFIX.size : start])
     entries: list[_Entry] = []
-    seen: set[tuple[str, str]] = set()
+    seen: dict[str, set[str]] = {}
     offset = start
     for _ in range(count):
-        entry, size = _read_entry(reader, offset)
-        if (entry.group, entry.name) in seen:
+        entry = _read_entry(reader, offset)
+        if expects is not None:
+            # At once: of a header that goes on and on, nothing is kept that nobody asked for.
+            _compare(entry, expects)
+        names = seen.setdefault(entry.group, set())
+        if entry.name in names:
             raise InvalidPayload(f"{entry.group}/{entry.name} is there twice")
-        if (
-            entries
-            and entry.group != entries[-1].group
-            and any(entry.group == earlier.group for earlier in entries)
-        ):
+        if names and entry.group != entries[-1].group:
             raise InvalidPayload(f"the entries of group {entry.group} do not stand together")
-        seen.add((entry.group, entry.name))
+        names.add(entry.name)
         entries.append(entry)
-        offset += _padded(size)
+        offset += _padded(entry.spec.size_bytes)
     rest = reader.rest()
     if len(rest) >= ALIGNMENT_BYTES or any(rest):
         raise InvalidPayload("the header has bytes that belong to no entry")
     if offset != len(data):
         raise InvalidPayload(f"the payload has {len(data)} bytes where its header says {offset}")
+    for entry in entries:
+        end = entry.offset + entry.spec.size_bytes
+        if any(data[end : entry.offset + _padded(entry.spec.size_bytes)]):
+            raise InvalidPayload(f"{entry.group}/{entry.name} is padded with bytes that are not 0")
+    if expects is not None:
+        _refuse_missing(seen, expects)
     return entries
 
 
-def _read_entry(reader: _Reader, offset: int) -> tuple[_Entry, int]:
+def _read_entry(reader: _Reader, offset: int) -> _Entry:
     group = reader.text(reader.number(1))
     name = reader.text(reader.number(2))
     type_code, encoding, rank = reader.take(3)
@@ -193,28 +206,34 @@ def _read_entry(reader: _Reader, offset: int) -> tuple[_Entry, int]:
         raise InvalidPayload(f"{group}/{name} has an unknown type, encoding or rank")
     shape = tuple(reader.number(4) for _ in range(rank))
     spec = TensorSpec(shape, _TYPE_NAMES[type_code])
+    if not _is_possible(spec):
+        raise InvalidPayload(f"{group}/{name} has a shape that no tensor can have: {list(shape)}")
     size = reader.number(8)
     if size != spec.size_bytes:
         raise InvalidPayload(f"{group}/{name} has {size} bytes; its shape needs {spec.size_bytes}")
-    return _Entry(group, name, spec, offset), size
+    return _Entry(group, name, spec, offset)
 
 
-def _compare(entries: list[_Entry], expects: PayloadSpec) -> None:
-    wanted: Mapping[tuple[str, str], TensorSpec] = {
-        (group, name): spec for group, tensors in expects.items() for name, spec in tensors.items()
-    }
-    for entry in entries:
-        spec = wanted.get((entry.group, entry.name))
-        if spec is None:
-            raise InvalidPayload(f"{entry.group}/{entry.name} was not asked for")
-        if entry.spec != spec:
-            raise InvalidPayload(
-                f"{entry.group}/{entry.name} is {entry.spec.dtype} {list(entry.spec.shape)}; "
-                f"the task expects {spec.dtype} {list(spec.shape)}"
-            )
-    if missing := wanted.keys() - {(entry.group, entry.name) for entry in entries}:
-        group, name = min(missing)
-        raise InvalidPayload(f"{group}/{name} is missing ({len(missing)} in all)")
+def _compare(entry: _Entry, expects: PayloadSpec) -> None:
+    spec = expects.get(entry.group, {}).get(entry.name)
+    if spec is None:
+        raise InvalidPayload(f"{entry.group}/{entry.name} was not asked for")
+    if entry.spec != spec:
+        raise InvalidPayload(
+            f"{entry.group}/{entry.name} is {entry.spec.dtype} {list(entry.spec.shape)}; "
+            f"the task expects {spec.dtype} {list(spec.shape)}"
+        )
+
+
+def _refuse_missing(seen: Mapping[str, Set[str]], expects: PayloadSpec) -> None:
+    missing = [
+        f"{group}/{name}"
+        for group, names in expects.items()
+        for name in names
+        if name not in seen.get(group, ())
+    ]
+    if missing:
+        raise InvalidPayload(f"{missing[0]} is missing ({len(missing)} in all)")
 
 
 def _tensor(data: bytearray | memoryview, entry: _Entry) -> Tensor:

@@ -45,6 +45,9 @@ STATUS: Mapping[type[CoppiceError], grpc.StatusCode] = {
 
 _BY_NAME = {kind.__name__: kind for kind in STATUS}
 
+#: gRPC drops a call whose metadata are too large; in them a byte of details may take three.
+_MAX_DETAILS_BYTES = 2000
+
 #: What a status means when it comes from gRPC itself, not from a Coppice server.
 _WITHOUT_NAME: Mapping[grpc.StatusCode, type[CoppiceError]] = {
     grpc.StatusCode.UNAVAILABLE: errors.ServerUnreachable,
@@ -61,7 +64,8 @@ _WITHOUT_NAME: Mapping[grpc.StatusCode, type[CoppiceError]] = {
 def status_of(error: CoppiceError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
     """What a call that raised `error` ends with: code, details, trailing metadata."""
     kind = type(error)
-    return STATUS[kind], str(error), ((ERROR_KEY, kind.__name__),)
+    details = str(error).encode(errors="replace")[:_MAX_DETAILS_BYTES].decode(errors="ignore")
+    return STATUS[kind], details, ((ERROR_KEY, kind.__name__),)
 
 
 def error_from(error: grpc.RpcError) -> CoppiceError:

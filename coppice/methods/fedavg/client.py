@@ -39,9 +39,11 @@ class Client(ClientHalf):
             ),
         )
         delta = subtract(parameters_of(model), task.payload["parameters"])
+        # Copied: the module's own change with its next task.
+        buffers = {name: buffer.clone() for name, buffer in buffers_of(model).items()}
         return Update(
             client_id=local.client_id,
-            payload={"delta": delta, "buffers": buffers_of(model)},
+            payload={"delta": delta, "buffers": buffers},
             num_examples=len(local.train),
             steps=trained.steps,
             metrics={"loss": trained.loss} if math.isfinite(trained.loss) else {},
