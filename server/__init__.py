@@ -1,0 +1,1 @@
+"""The coordinating server: schedules rounds, stores, aggregates, and shows what happens."""

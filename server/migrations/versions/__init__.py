@@ -1,0 +1,1 @@
+"""One revision a file, each naming the one before it."""

@@ -1,0 +1,214 @@
+"""What the store hands out: a frozen dataclass a table. Times are seconds since the epoch, UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from coppice.domain import BlobRef, Capability, ClientId, Metrics, RunSpec, TaskKind
+from coppice.tensors import PayloadSpec
+
+
+class RunState(StrEnum):
+    """Life of a run."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class RoundState(StrEnum):
+    """Life of a round, as far as the store knows it."""
+
+    OPEN = "open"
+    COMMITTED = "committed"
+    #: Fewer updates than the quorum: the model stayed as it was.
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One training, and how far it is."""
+
+    run_id: int
+    spec: RunSpec
+    state: RunState
+    #: Why it ended, or what it waits for, for people.
+    reason: str
+    submitted_at: float
+    started_at: float | None
+    ended_at: float | None
+    #: Last round that is over, committed or failed; 0 before the first.
+    round_number: int
+    #: The state after that round; None before the run was started.
+    state_blob: BlobRef | None
+    #: Round whose model did best by the evaluation's metric, its value and its state.
+    best_round: int | None
+    best_value: float | None
+    best_blob: BlobRef | None
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round of a run."""
+
+    run_id: int
+    round_number: int
+    state: RoundState
+    opened_at: float
+    closed_at: float | None
+    #: Number of updates folded.
+    num_updates: int
+    bytes_down: int
+    bytes_up: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """What the model after a round was worth."""
+
+    run_id: int
+    round_number: int
+    #: "server" or "clients".
+    where: str
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class ClientRecord:
+    """A device that has joined, now or earlier."""
+
+    client_id: ClientId
+    device_id: str
+    labels: Mapping[str, str]
+    capability: Capability
+    #: SHA-256 of the client's app module; empty without one.
+    app_digest: str
+    software: str
+    joined_at: float
+    left_at: float | None
+    left_reason: str
+    #: Messages and updates of this client that were refused, ever.
+    refusals: int
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """A task as the plan made it, before the store gave it a number."""
+
+    client_id: ClientId
+    kind: TaskKind
+    payload: BlobRef
+    settings: Mapping[str, Any]
+    expects: PayloadSpec
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What a client was asked to do."""
+
+    task_id: int
+    run_id: int
+    round_number: int
+    client_id: ClientId
+    kind: TaskKind
+    #: Place in the plan, from 0; updates are folded in this order.
+    position: int
+    payload: BlobRef
+    settings: Mapping[str, Any]
+    expects: PayloadSpec
+    #: Digest of the state that the task was planned from.
+    base: str
+    deadline_at: float
+    #: No update is taken any more.
+    closed: bool
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """A stored answer to a task."""
+
+    task_id: int
+    client_id: ClientId
+    blob: BlobRef
+    num_examples: int
+    steps: int
+    metrics: Metrics
+    received_at: float
+    #: Whether it is part of a committed state. One update counts at most once.
+    counted: bool
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """What became of one task."""
+
+    run_id: int
+    round_number: int
+    task_id: int
+    client_id: ClientId
+    kind: TaskKind
+    base: str
+    #: "counted", "received" (stored, round not closed yet), "uncounted" (its round closed
+    #: without it) or "missing".
+    outcome: str
+    num_examples: int | None
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """One line of a run's log."""
+
+    event_id: int
+    at: float
+    #: Past participle: "round_committed", "client_joined", "update_refused" …
+    kind: str
+    text: str
+    run_id: int | None = None
+    round_number: int | None = None
+    client_id: ClientId | None = None
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """A line for the log, before it has a number and a time."""
+
+    kind: str
+    text: str
+    run_id: int | None = None
+    round_number: int | None = None
+    client_id: ClientId | None = None
+
+
+@dataclass(frozen=True)
+class LiveClient:
+    """What the server knows of a client only from its signs of life."""
+
+    client_id: ClientId
+    #: "idle" (a poll is pending), "working", "suspect", "lost" or "left".
+    presence: str
+    seconds_silent: float
+    task_id: int | None = None
+    steps_done: int = 0
+    resident_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The present moment, for people; none of it is needed after a restart."""
+
+    run_id: int | None
+    round_number: int
+    #: A phase of `server.rounds`, "idle" when no run is open.
+    phase: str
+    #: What the round waits for, in one sentence; empty when it does not wait.
+    waiting_for: str
+    clients: Mapping[ClientId, LiveClient] = field(default_factory=dict)
+    #: Messages and updates refused since the server started.
+    refusals: int = 0

@@ -1,0 +1,251 @@
+"""The one door to the database: a method that writes is one transaction, on disk when it returns.
+
+`server.tables` says what is kept. A `Store` is also all that it inherits: what can be asked
+(`store_read`), who may write, and the log (`store_write`), clients (`store_clients`), tasks and
+their updates (`store_tasks`). Writing is for one thread, reading for any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, insert, select, update
+
+from coppice.domain import BlobRef, Metrics, RunSpec, TaskKind
+from coppice.errors import StoreUnusable
+from server import tables
+from server.database import Database
+from server.records import NewEvent, RoundState, RunState
+from server.store_rows import of_round
+from server.store_tasks import StoreTasks, close_tasks, set_round
+
+#: Where a model was evaluated, when devices did it on their held-out parts.
+ON_CLIENTS = "clients"
+
+
+class Store(StoreTasks):
+    """Runs, rounds, tasks, updates, clients and the log.
+
+    A method raises StoreUnusable or DiskFull when the database does not work or does not allow
+    what is asked, and StoreLeased when another server took the store over; nothing is changed then.
+    """
+
+    def __init__(self, url: str, *, durable: bool = True) -> None:
+        """Nothing is opened before the first call; see `server.database.Database`."""
+        super().__init__(Database(url, durable=durable))
+
+    def migrate(self) -> None:
+        """Make the tables, or bring them to this version's state."""
+        self._database.migrate()
+
+    def close(self) -> None:
+        """Close every connection; the lease stays as it is."""
+        self._database.close()
+
+    # ---- runs and rounds -----------------------------------------------------------------------
+
+    def submit_run(self, spec: RunSpec, now: float, events: Sequence[NewEvent] = ()) -> int:
+        """Queue a run; returns its number."""
+        with self._write() as connection:
+            result = connection.execute(
+                insert(tables.runs).values(
+                    spec=spec,
+                    state=RunState.QUEUED,
+                    reason="",
+                    submitted_at=now,
+                    round_number=0,
+                )
+            )
+            key: Any = result.inserted_primary_key
+            self._append(connection, events, now)
+        return int(key[0])
+
+    def start_run(
+        self, run_id: int, state: BlobRef, now: float, events: Sequence[NewEvent] = ()
+    ) -> None:
+        """A queued run is running, from this state."""
+        with self._write() as connection:
+            run = self._run(connection, run_id)
+            if run.state is not RunState.QUEUED:
+                raise StoreUnusable(f"run {run_id} cannot start: it is {run.state}")
+            _set_run(connection, run_id, state=RunState.RUNNING, started_at=now, **_state(state))
+            self._append(connection, events, now)
+
+    def open_round(
+        self, run_id: int, round_number: int, now: float, events: Sequence[NewEvent] = ()
+    ) -> None:
+        """Open the round after the last one; an open round stays as it is."""
+        with self._write() as connection:
+            known = self._round(connection, run_id, round_number)
+            if known is not None and known.state is RoundState.OPEN:
+                return
+            run = self._run(connection, run_id)
+            if run.state is not RunState.RUNNING or round_number != run.round_number + 1:
+                raise StoreUnusable(
+                    f"round {round_number} of run {run_id} cannot open: the run is {run.state} "
+                    f"and round {run.round_number} was its last"
+                )
+            connection.execute(
+                insert(tables.rounds).values(
+                    run_id=run_id,
+                    round_number=round_number,
+                    state=RoundState.OPEN,
+                    opened_at=now,
+                    num_updates=0,
+                    bytes_down=0,
+                    bytes_up=0,
+                    metrics={},
+                )
+            )
+            self._append(connection, events, now)
+
+    def commit_round(
+        self,
+        run_id: int,
+        round_number: int,
+        state: BlobRef,
+        metrics: Metrics,
+        counted: Sequence[int],
+        now: float,
+        events: Sequence[NewEvent] = (),
+    ) -> None:
+        """The round is over and this is the new state.
+
+        Args:
+            counted: The tasks whose updates the state has in it; each counts once, ever.
+        """
+        with self._write() as connection:
+            self._require_open(connection, run_id, round_number)
+            here = and_(
+                of_round(tables.tasks, run_id, round_number),
+                tables.tasks.c.kind == TaskKind.TRAIN,
+            )
+            stored = select(tables.updates.c.task_id).join(tables.tasks).where(here)
+            if sorted(counted) != sorted(set(counted).intersection(connection.scalars(stored))):
+                raise StoreUnusable(
+                    f"round {round_number} of run {run_id} cannot be committed: it counts an "
+                    "update twice, or one that is not stored for this round"
+                )
+            if counted:
+                connection.execute(
+                    update(tables.updates)
+                    .where(tables.updates.c.task_id == bindparam("counted_task"))
+                    .values(counted=True),
+                    [{"counted_task": task_id} for task_id in counted],
+                )
+            close_tasks(connection, here)
+            set_round(
+                connection,
+                run_id,
+                round_number,
+                state=RoundState.COMMITTED,
+                closed_at=now,
+                num_updates=len(counted),
+                metrics=metrics,
+                **_state(state),
+            )
+            _set_run(connection, run_id, round_number=round_number, **_state(state))
+            self._append(connection, events, now)
+
+    def fail_round(
+        self, run_id: int, round_number: int, now: float, events: Sequence[NewEvent] = ()
+    ) -> None:
+        """The round is over and the state stays as it was."""
+        with self._write() as connection:
+            self._require_open(connection, run_id, round_number)
+            self._fail_round(connection, run_id, round_number, now)
+            self._append(connection, events, now)
+
+    def record_evaluation(
+        self,
+        run_id: int,
+        round_number: int,
+        where: str,
+        metrics: Metrics,
+        best: tuple[float, BlobRef] | None = None,
+        *,
+        now: float,
+        events: Sequence[NewEvent] = (),
+    ) -> None:
+        """What the model after a round is worth; the first record of a place stays.
+
+        Args:
+            where: "server" or "clients"; the latter closes the round's tasks of kind evaluate.
+            best: Value and state, when the model is the run's best so far.
+        """
+        key = {"run_id": run_id, "round_number": round_number, "place": where}
+        with self._write() as connection:
+            if connection.execute(select(tables.evaluations).filter_by(**key)).first() is not None:
+                return
+            connection.execute(
+                insert(tables.evaluations).values(**key, metrics=metrics, evaluated_at=now)
+            )
+            if where == ON_CLIENTS:
+                here = of_round(tables.tasks, run_id, round_number)
+                close_tasks(connection, here, tables.tasks.c.kind == TaskKind.EVALUATE)
+            if best is not None:
+                value, state = best
+                _set_run(
+                    connection,
+                    run_id,
+                    best_round=round_number,
+                    best_value=value,
+                    best_digest=state.digest,
+                    best_size_bytes=state.size_bytes,
+                )
+            self._append(connection, events, now)
+
+    def end_run(
+        self,
+        run_id: int,
+        state: RunState,
+        reason: str,
+        now: float,
+        events: Sequence[NewEvent] = (),
+    ) -> None:
+        """The run is over, its open round failed, its tasks closed; the first end stays."""
+        with self._write() as connection:
+            run = self._run(connection, run_id)
+            if run.state not in (RunState.QUEUED, RunState.RUNNING):
+                return
+            opened = self._round(connection, run_id, run.round_number + 1)
+            if opened is not None:
+                self._fail_round(connection, run_id, opened.round_number, now)
+            close_tasks(connection, tables.tasks.c.run_id == run_id)
+            _set_run(connection, run_id, state=state, reason=reason, ended_at=now)
+            self._append(connection, events, now)
+
+    # ---- the same inside a transaction ---------------------------------------------------------
+
+    def _require_open(self, connection: Connection, run_id: int, round_number: int) -> None:
+        found = self._round(connection, run_id, round_number)
+        if found is None or found.state is not RoundState.OPEN:
+            state = "never opened" if found is None else found.state
+            raise StoreUnusable(f"round {round_number} of run {run_id} is not open: it is {state}")
+
+    def _fail_round(
+        self, connection: Connection, run_id: int, round_number: int, now: float
+    ) -> None:
+        state = self._run(connection, run_id).state_blob
+        close_tasks(connection, of_round(tables.tasks, run_id, round_number))
+        set_round(
+            connection,
+            run_id,
+            round_number,
+            state=RoundState.FAILED,
+            closed_at=now,
+            **_state(state),
+        )
+        _set_run(connection, run_id, round_number=round_number)
+
+
+def _state(blob: BlobRef | None) -> dict[str, Any]:
+    return {
+        "state_digest": blob and blob.digest,
+        "state_size_bytes": blob and blob.size_bytes,
+    }
+
+
+def _set_run(connection: Connection, run_id: int, **values: Any) -> None:
+    connection.execute(update(tables.runs).where(tables.runs.c.run_id == run_id).values(**values))

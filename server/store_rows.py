@@ -1,0 +1,134 @@
+"""Rows of the tables as the records that the store hands out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Table, and_
+
+from coppice.domain import BlobRef, ClientId, TaskKind
+from server.records import (
+    ClientRecord,
+    LedgerRow,
+    RoundRecord,
+    RoundState,
+    RunRecord,
+    RunState,
+    TaskRecord,
+    UpdateRecord,
+)
+
+
+def of_round(table: Table, run_id: int, round_number: int) -> ColumnElement[bool]:
+    """The condition that a row of a table belongs to a round."""
+    return and_(table.c.run_id == run_id, table.c.round_number == round_number)
+
+
+def blob_of(digest: str | None, size_bytes: int | None) -> BlobRef | None:
+    """The blob that two columns name, if they do."""
+    return None if digest is None or size_bytes is None else BlobRef(digest, size_bytes)
+
+
+def run_of(row: Row[Any]) -> RunRecord:
+    """A row of `runs`."""
+    return RunRecord(
+        run_id=row.run_id,
+        spec=row.spec,
+        state=RunState(row.state),
+        reason=row.reason,
+        submitted_at=row.submitted_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        round_number=row.round_number,
+        state_blob=blob_of(row.state_digest, row.state_size_bytes),
+        best_round=row.best_round,
+        best_value=row.best_value,
+        best_blob=blob_of(row.best_digest, row.best_size_bytes),
+    )
+
+
+def round_of(row: Row[Any]) -> RoundRecord:
+    """A row of `rounds`."""
+    return RoundRecord(
+        run_id=row.run_id,
+        round_number=row.round_number,
+        state=RoundState(row.state),
+        opened_at=row.opened_at,
+        closed_at=row.closed_at,
+        num_updates=row.num_updates,
+        bytes_down=row.bytes_down,
+        bytes_up=row.bytes_up,
+        metrics=row.metrics,
+    )
+
+
+def task_of(row: Row[Any]) -> TaskRecord:
+    """A row of `tasks` with its spec."""
+    return TaskRecord(
+        task_id=row.task_id,
+        run_id=row.run_id,
+        round_number=row.round_number,
+        client_id=ClientId(row.client_id),
+        kind=TaskKind(row.kind),
+        position=row.position,
+        payload=BlobRef(row.payload_digest, row.payload_size_bytes),
+        settings=row.settings,
+        expects=row.spec,
+        base=row.base_digest,
+        deadline_at=row.deadline_at,
+        closed=row.closed,
+    )
+
+
+def update_of(row: Row[Any]) -> UpdateRecord:
+    """A row of `updates` with its task's client."""
+    return UpdateRecord(
+        task_id=row.task_id,
+        client_id=ClientId(row.client_id),
+        blob=BlobRef(row.digest, row.size_bytes),
+        num_examples=row.num_examples,
+        steps=row.steps,
+        metrics=row.metrics,
+        received_at=row.received_at,
+        counted=row.counted,
+    )
+
+
+def client_of(row: Row[Any]) -> ClientRecord:
+    """A row of `clients`."""
+    return ClientRecord(
+        client_id=ClientId(row.client_id),
+        device_id=row.device_id,
+        labels=row.labels,
+        capability=row.capability,
+        app_digest=row.app_digest,
+        software=row.software,
+        joined_at=row.joined_at,
+        left_at=row.left_at,
+        left_reason=row.left_reason,
+        refusals=row.refusals,
+    )
+
+
+def ledger_row_of(row: Row[Any]) -> LedgerRow:
+    """A row of `tasks` with what `updates` has of it."""
+    return LedgerRow(
+        run_id=row.run_id,
+        round_number=row.round_number,
+        task_id=row.task_id,
+        client_id=ClientId(row.client_id),
+        kind=TaskKind(row.kind),
+        base=row.base_digest,
+        outcome=_outcome(row),
+        num_examples=row.num_examples,
+        digest=row.digest,
+    )
+
+
+def _outcome(row: Row[Any]) -> str:
+    if row.digest is None:
+        return "missing"
+    if row.counted:
+        return "counted"
+    # What answers another kind of task is never part of a state: to be received is all it can be.
+    return "uncounted" if row.closed and row.kind == TaskKind.TRAIN else "received"

@@ -1,0 +1,169 @@
+"""What the store does for tasks: plans are committed, updates are stored, tasks are closed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, insert, select, update
+
+from coppice.domain import BlobRef, ClientId, Metrics, TaskKind
+from coppice.errors import RoundClosed, UnknownTask
+from coppice.tensors import PayloadSpec
+from server import tables
+from server.records import NewEvent, NewTask, TaskRecord, UpdateRecord
+from server.store_clients import StoreClients
+from server.store_rows import of_round
+
+_ANSWERED = select(tables.tasks, tables.updates.c.task_id.label("answered")).outerjoin(
+    tables.updates
+)
+
+
+class StoreTasks(StoreClients):
+    """The writing half for tasks; each method is one transaction."""
+
+    def commit_tasks(
+        self,
+        run_id: int,
+        round_number: int,
+        base: str,
+        deadline_at: float,
+        tasks: Sequence[NewTask],
+        now: float,
+        events: Sequence[NewEvent] = (),
+    ) -> list[TaskRecord]:
+        """Store a round's plan of one or more kinds of task, once for each kind.
+
+        Args:
+            base: Digest of the state that the tasks were planned from.
+            deadline_at: Seconds since the epoch.
+            tasks: In plan order; a client has at most one of a kind.
+        """
+        with self._write() as connection:
+            # Tasks that expect the same thing usually share the object.
+            expects = {id(task.expects): task.expects for task in tasks}
+            specs = {key: _store_spec(connection, spec) for key, spec in expects.items()}
+            if tasks:
+                connection.execute(
+                    insert(tables.tasks),
+                    [
+                        {
+                            "run_id": run_id,
+                            "round_number": round_number,
+                            "kind": task.kind,
+                            "client_id": task.client_id,
+                            "position": position,
+                            "payload_digest": task.payload.digest,
+                            "payload_size_bytes": task.payload.size_bytes,
+                            "settings": task.settings,
+                            "spec_digest": specs[id(task.expects)],
+                            "base_digest": base,
+                            "deadline_at": deadline_at,
+                            "closed": False,
+                        }
+                        for position, task in enumerate(tasks)
+                    ],
+                )
+            self._append(connection, events, now)
+            kinds = {task.kind for task in tasks}
+            here = of_round(tables.tasks, run_id, round_number)
+            return self._tasks(connection, here, tables.tasks.c.kind.in_(kinds))
+
+    def store_update(
+        self,
+        task_id: int,
+        blob: BlobRef,
+        num_examples: int,
+        steps: int,
+        metrics: Metrics,
+        now: float,
+        events: Sequence[NewEvent] = (),
+    ) -> UpdateRecord:
+        """Store the answer to a task; if there is one already, that stays and is returned.
+
+        UnknownTask when there is no such task; RoundClosed when it takes no update any more.
+        """
+        with self._write() as connection:
+            task = connection.execute(
+                _ANSWERED.where(tables.tasks.c.task_id == task_id)
+            ).one_or_none()
+            if task is None:
+                raise UnknownTask(f"there is no task {task_id}")
+            known = self._update(connection, task_id) if task.answered is not None else None
+            if known is not None:
+                return known
+            if task.closed:
+                raise RoundClosed(f"round {task.round_number} is over; the update does not count")
+            connection.execute(
+                insert(tables.updates).values(
+                    task_id=task_id,
+                    digest=blob.digest,
+                    size_bytes=blob.size_bytes,
+                    num_examples=num_examples,
+                    steps=steps,
+                    metrics=metrics,
+                    received_at=now,
+                    counted=False,
+                )
+            )
+            set_round(
+                connection,
+                task.run_id,
+                task.round_number,
+                bytes_up=tables.rounds.c.bytes_up + blob.size_bytes,
+            )
+            self._append(connection, events, now)
+        return UpdateRecord(
+            task_id=task_id,
+            client_id=ClientId(task.client_id),
+            blob=blob,
+            num_examples=num_examples,
+            steps=steps,
+            metrics=metrics,
+            received_at=now,
+            counted=False,
+        )
+
+    def close_tasks(
+        self,
+        run_id: int,
+        round_number: int,
+        kind: TaskKind,
+        sent_bytes: int,
+        now: float,
+        events: Sequence[NewEvent] = (),
+    ) -> None:
+        """From now on the round's tasks of this kind take no update; what is stored stays.
+
+        Args:
+            sent_bytes: What devices really fetched for these tasks.
+        """
+        with self._write() as connection:
+            set_round(
+                connection, run_id, round_number, bytes_down=tables.rounds.c.bytes_down + sent_bytes
+            )
+            here = of_round(tables.tasks, run_id, round_number)
+            close_tasks(connection, here, tables.tasks.c.kind == kind)
+            self._append(connection, events, now)
+
+
+def set_round(connection: Connection, run_id: int, round_number: int, **values: Any) -> None:
+    """Change a row of `rounds`."""
+    here = of_round(tables.rounds, run_id, round_number)
+    connection.execute(update(tables.rounds).where(here).values(**values))
+
+
+def close_tasks(connection: Connection, *conditions: ColumnElement[bool]) -> None:
+    """Take no update for some rows of `tasks` any more."""
+    connection.execute(update(tables.tasks).where(*conditions).values(closed=True))
+
+
+def _store_spec(connection: Connection, spec: PayloadSpec) -> str:
+    """The digest of a spec, which is stored if it was not yet."""
+    digest = hashlib.sha256(tables.plain_text(spec).encode()).hexdigest()
+    known = tables.payload_specs.c.spec_digest == digest
+    if connection.execute(select(tables.payload_specs.c.spec_digest).where(known)).first() is None:
+        connection.execute(insert(tables.payload_specs).values(spec_digest=digest, spec=spec))
+    return digest
