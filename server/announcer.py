@@ -1,0 +1,48 @@
+"""Tells whoever listens in this process (the page, the tests) what has just happened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+from server.records import NewEvent
+
+#: Events that a listener may be behind; one that is slower is cut off and has to come again.
+BACKLOG = 1000
+
+
+class Announcer:
+    """Passes each event to every listener. Belongs to the event loop's thread."""
+
+    def __init__(self) -> None:
+        self._listeners: set[asyncio.Queue[NewEvent | None]] = set()
+
+    def publish(self, events: Iterable[NewEvent]) -> None:
+        """Tell every listener; never waits."""
+        for event in events:
+            for queue in list(self._listeners):
+                if queue.full():
+                    self._cut(queue)
+                else:
+                    queue.put_nowait(event)
+
+    async def listen(self) -> AsyncIterator[NewEvent]:
+        """Events from now on, until the server stops or the listener is too slow."""
+        queue: asyncio.Queue[NewEvent | None] = asyncio.Queue(BACKLOG)
+        self._listeners.add(queue)
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+        finally:
+            self._listeners.discard(queue)
+
+    def close(self) -> None:
+        """End every listener."""
+        for queue in list(self._listeners):
+            self._cut(queue)
+
+    def _cut(self, queue: asyncio.Queue[NewEvent | None]) -> None:
+        self._listeners.discard(queue)
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(None)

@@ -1,0 +1,55 @@
+"""What a device brings with a poll, and what it can be answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coppice.domain import BlobRef, Capability, ClientId, RunSpec
+from server.records import NewTask, RunRecord, TaskRecord
+
+
+@dataclass(frozen=True)
+class CheckIn:
+    """What a poll says of its device."""
+
+    client_id: ClientId
+    #: The run that the device is ready for; 0 for none.
+    run_id: int
+    #: Size of its training part under that run.
+    num_examples: int
+    capability: Capability
+    #: SHA-256 of its app module; empty without one.
+    app_digest: str
+    #: The answer to the terms of a round, with the round's number.
+    choice: tuple[int, Mapping[str, Any]] | None
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """Get ready for this run."""
+
+    run_id: int
+    spec: RunSpec
+
+
+@dataclass(frozen=True)
+class OpenTerms:
+    """Choose, then poll again."""
+
+    round_number: int
+    payload: BlobRef
+
+
+@dataclass(frozen=True)
+class EndedRun:
+    """The run that the device is ready for is over."""
+
+    record: RunRecord
+    #: The model to keep, as a task of kind KEEP; None when there is none for this client.
+    keep: NewTask | None
+
+
+#: None when there is nothing yet.
+Answer = OpenRun | OpenTerms | TaskRecord | EndedRun | None

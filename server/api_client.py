@@ -1,0 +1,89 @@
+"""Calls the server's HTTP API on behalf of the command line; standard library only."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from coppice import errors
+from coppice.errors import CoppiceError, ServerUnreachable
+from server.config import DEFAULT_DASHBOARD_PORT, WHERE_FILE
+
+_TIMEOUT_SECONDS = 60.0
+
+
+class ApiClient:
+    """One server, by the address of its dashboard."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+
+    def get(self, path: str) -> Any:
+        """What `GET /api<path>` answers."""
+        return self._call(urllib.request.Request(f"{self._url}/api{path}"))
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """What `POST /api<path>` answers."""
+        return self._call(
+            urllib.request.Request(
+                f"{self._url}/api{path}",
+                data=json.dumps(body).encode(),
+                headers={"Content-Type": "application/json"},
+                method="POST",
+            )
+        )
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Events from now on, as the server sends them; ends when the server does."""
+        try:
+            url = f"{self._url}/api/events"
+            with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as lines:
+                for line in lines:
+                    if line.startswith(b"data:"):
+                        yield json.loads(line[len(b"data:") :])
+        except OSError as error:
+            raise self._unreachable(error) from None
+
+    def _call(self, request: urllib.request.Request) -> Any:
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as reply:
+                return json.loads(reply.read() or b"null")
+        except urllib.error.HTTPError as error:
+            raise _error_of(error) from None
+        except OSError as error:
+            raise self._unreachable(error) from None
+        except ValueError:
+            raise ServerUnreachable(f"{self._url} is not a Coppice dashboard") from None
+
+    def _unreachable(self, error: OSError) -> ServerUnreachable:
+        reason = getattr(error, "reason", error)
+        return ServerUnreachable(
+            f"no server at {self._url} ({reason}): start one with 'fedserver start', "
+            "or name it with --server URL"
+        )
+
+
+def _error_of(error: urllib.error.HTTPError) -> CoppiceError:
+    try:
+        body = json.loads(error.read())
+        kind = getattr(errors, body["error"])
+        if issubclass(kind, CoppiceError):
+            return kind(body["message"])  # type: ignore[no-any-return]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return ServerUnreachable(f"the server answered {error.code} {error.reason}")
+
+
+def server_url(given: str | None, data: Path) -> str:
+    """The dashboard as given, else as the data folder's server says, else the usual one."""
+    if given:
+        return given
+    try:
+        url = json.loads((data / WHERE_FILE).read_text())["dashboard"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"http://127.0.0.1:{DEFAULT_DASHBOARD_PORT}"
+    return str(url)

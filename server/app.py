@@ -1,0 +1,221 @@
+"""Builds every object of the server, starts them in one event loop, and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import grpc
+import torch
+import uvicorn
+
+from coppice.errors import AddressInUse, DiskFull, StoreUnusable
+from server.announcer import Announcer
+from server.blobs import Blobs
+from server.config import WHERE_FILE, Address, ServerConfig
+from server.coordinator import Coordinator
+from server.dashboard.api import make_app
+from server.evaluation import Evaluator
+from server.lease import LeaseOwner
+from server.presence import Presence
+from server.resources import Resources
+from server.service import TRANSPORT_MESSAGE_BYTES, CoordinationService
+from server.store import Store
+from server.submission import submit
+from server.threads import Threads
+
+_LEASE_RENEWAL_SECONDS = 5.0
+_GOODBYE_SECONDS = 1.0
+
+_GRPC_OPTIONS = (
+    # Two servers on one port would share its clients; the second one has to fail instead.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", TRANSPORT_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class _Uvicorn(uvicorn.Server):
+    """A web server that leaves the signals to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Server:
+    """startup, serve, shutdown."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._owner = LeaseOwner.this_process()
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """From start to stop; raises what made it stop, if that was not a signal."""
+        await self._startup()
+        try:
+            await self._serve()
+        finally:
+            await self._shutdown()
+
+    async def _startup(self) -> None:
+        config = self._config
+        # Folding is bound by memory, not by arithmetic: more threads only wait for each other.
+        torch.set_num_threads(1)
+        for folder in ("apps", "models"):
+            _make_folder(config.data / folder)
+        store = Store(config.database, durable=config.durable)
+        store.migrate()
+        store.take_lease(self._owner, time.time())
+        self._resources = Resources(
+            store=store,
+            blobs=Blobs(config.data / "blobs", durable=config.durable),
+            threads=Threads(),
+            presence=Presence(),
+            announcer=Announcer(),
+            evaluator=Evaluator(),
+            models_folder=config.data / "models",
+            apps_folder=config.data / "apps",
+        )
+        self._coordinator = Coordinator(self._resources)
+        try:
+            await self._open_ports()
+        except BaseException:
+            store.release_lease(self._owner)
+            raise
+
+    async def _open_ports(self) -> None:
+        config, resources = self._config, self._resources
+        self._socket = _bind(config.dashboard)
+        self._grpc = grpc.aio.server(options=_GRPC_OPTIONS)
+        service = CoordinationService(
+            self._coordinator, resources.blobs, resources.threads, config.name
+        )
+        self._grpc.add_generic_rpc_handlers((service.handlers(),))
+        try:
+            port = self._grpc.add_insecure_port(str(config.listen))
+        except RuntimeError:
+            raise _in_use(config.listen, "listen") from None
+        self.address = Address(config.listen.host, port)
+        self.dashboard = Address(config.dashboard.host, self._socket.getsockname()[1])
+        submit_run = partial(submit, resources, self._coordinator)
+        app = make_app(self._coordinator, resources, submit_run)
+        self._web = _Uvicorn(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=1,
+            )
+        )
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        await self._grpc.start()
+        self._tell_where()
+        self._tasks = [
+            asyncio.create_task(self._coordinator.run(), name="coordinator"),
+            asyncio.create_task(self._renew_lease(), name="lease"),
+            asyncio.create_task(self._web.serve([self._socket]), name="dashboard"),
+            asyncio.create_task(self._print_events(), name="events"),
+            asyncio.create_task(self._stop.wait(), name="stop"),
+        ]
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def _shutdown(self) -> None:
+        resources = self._resources
+        resources.announcer.close()
+        self._web.should_exit = True
+        await self._grpc.stop(_GOODBYE_SECONDS)
+        for task in getattr(self, "_tasks", []):
+            if task.get_name() != "dashboard":
+                task.cancel()
+        await asyncio.gather(*getattr(self, "_tasks", []), return_exceptions=True)
+        await resources.evaluator.close()
+        resources.threads.close()
+        with contextlib.suppress(StoreUnusable, DiskFull):
+            resources.store.release_lease(self._owner)
+        resources.store.close()
+        (self._config.data / WHERE_FILE).unlink(missing_ok=True)
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            os._exit(130)
+        self._stop.set()
+
+    async def _renew_lease(self) -> None:
+        store = self._resources.store
+        while True:
+            await asyncio.sleep(_LEASE_RENEWAL_SECONDS)
+            await self._resources.threads.store(lambda: store.renew_lease(self._owner, time.time()))
+
+    async def _print_events(self) -> None:
+        async for event in self._resources.announcer.listen():
+            print(f"{time.strftime('%H:%M:%S')} {event.text}", flush=True)
+        await self._stop.wait()
+
+    def _tell_where(self) -> None:
+        where = {"pid": os.getpid(), "grpc": str(self.address), "dashboard": self.dashboard_url}
+        path = self._config.data / WHERE_FILE
+        partial_path = path.with_suffix(".partial")
+        partial_path.write_text(json.dumps(where))
+        partial_path.replace(path)
+        print(f"fedserver {self._config.name} is up")
+        print(f"  devices:   fedclient join {self.address} --data PATH")
+        print(f"  dashboard: {self.dashboard_url}")
+        print(f"  data:      {self._config.data}", flush=True)
+        if not (self.address.is_loopback and self.dashboard.is_loopback):
+            print("  warning: no TLS and no login yet; use a network that you trust", flush=True)
+
+    @property
+    def dashboard_url(self) -> str:
+        """Where the page is."""
+        return f"http://{self.dashboard}"
+
+
+def _bind(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address.host, address.port))
+        # Who reads the address may call at once, before the web server has taken over.
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise _in_use(address, "dashboard") from None
+    return listener
+
+
+def _in_use(address: Address, flag: str) -> AddressInUse:
+    return AddressInUse(
+        f"cannot listen on {address}: it is in use or not an address of this machine; "
+        f"choose another one with --{flag} HOST:PORT"
+    )
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnusable(
+            f"cannot make the folder {path}: {error.strerror}; choose another one with --data"
+        ) from None

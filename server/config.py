@@ -1,0 +1,111 @@
+"""What the server was told: flags over environment over TOML file over defaults, resolved once."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from coppice.errors import RunFileError
+
+ENVIRONMENT_PREFIX = "COPPICE_"
+DEFAULT_GRPC_PORT = 7433
+DEFAULT_DASHBOARD_PORT = 7480
+DEFAULT_DATA = "coppice-data"
+
+#: Name of the file in the data folder that tells where the running server is.
+WHERE_FILE = "server.json"
+
+
+@dataclass(frozen=True)
+class Address:
+    """A host and a TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """One field for each flag of `fedserver start`; the README of the flags is `--help`."""
+
+    #: Folder of everything that the server keeps.
+    data: Path
+    #: Where devices connect.
+    listen: Address
+    #: Where the page and the HTTP API are.
+    dashboard: Address
+    #: SQLAlchemy URL of the store; by default a SQLite file in `data`.
+    database: str
+    #: Whether what is acknowledged is on the disk (fsync). False trades that for speed.
+    durable: bool
+    #: What devices and the page show as the server's name.
+    name: str
+
+
+def resolve(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> ServerConfig:
+    """The configuration. `flags` holds the keys of ServerConfig, and `config`, as given or None.
+
+    Raises:
+        RunFileError: A value or key that is not allowed, with its source.
+    """
+    told = _from_file(flags.get("config") or environment.get(ENVIRONMENT_PREFIX + "CONFIG"))
+    for field in fields(ServerConfig):
+        variable = ENVIRONMENT_PREFIX + field.name.upper()
+        if variable in environment:
+            told[field.name] = environment[variable]
+        if flags.get(field.name) is not None:
+            told[field.name] = flags[field.name]
+    data = Path(str(told.get("data", DEFAULT_DATA))).expanduser().absolute()
+    return ServerConfig(
+        data=data,
+        listen=_address("listen", told.get("listen", ""), DEFAULT_GRPC_PORT),
+        dashboard=_address("dashboard", told.get("dashboard", ""), DEFAULT_DASHBOARD_PORT),
+        database=str(told.get("database", f"sqlite:///{data / 'coppice.sqlite'}")),
+        durable=_truth("durable", told.get("durable", True)),
+        name=str(told.get("name", os.uname().nodename)),
+    )
+
+
+def _from_file(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        told = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise RunFileError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RunFileError(f"{path} is not valid TOML: {error}") from None
+    allowed = [field.name for field in fields(ServerConfig)]
+    if unknown := sorted(told.keys() - set(allowed)):
+        raise RunFileError(f"{path}: {unknown[0]} is not a key; allowed are {', '.join(allowed)}")
+    return told
+
+
+def _address(key: str, value: object, default_port: int) -> Address:
+    host, _, port = str(value).rpartition(":")
+    if not port:
+        return Address("127.0.0.1", default_port)
+    if not port.isdecimal() or not 0 <= int(port) < 65536:
+        raise RunFileError(
+            f"{key}: is {value!r}; allowed is HOST:PORT, as in 0.0.0.0:{default_port}"
+        )
+    return Address(host.strip("[]") or "127.0.0.1", int(port))
+
+
+def _truth(key: str, value: object) -> bool:
+    text = str(value).lower()
+    if text not in ("true", "false"):
+        raise RunFileError(f"{key}: is {value!r}; allowed are true and false")
+    return text == "true"

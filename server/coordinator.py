@@ -1,0 +1,316 @@
+"""Clients and runs brought together: who is there, which run is open, what a poll is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from functools import partial
+
+from coppice.domain import ClientId, Participant, RunSpec
+from coppice.errors import (
+    AppMismatch,
+    CoppiceError,
+    DiskFull,
+    NotJoined,
+    StoreUnusable,
+    UnknownBlob,
+    UnknownRun,
+    UpdateRefused,
+)
+from coppice.wire import coordination_pb2 as pb
+from server.answers import Answer, CheckIn, EndedRun, OpenRun, OpenTerms
+from server.bell import Bell
+from server.intake import take_update
+from server.keepsakes import Keepsakes
+from server.records import (
+    ClientRecord,
+    NewEvent,
+    RunRecord,
+    RunState,
+    Snapshot,
+    TaskRecord,
+    UpdateRecord,
+)
+from server.refusals import Refusals
+from server.resources import Resources
+from server.run_driver import RunDriver
+
+_LOG = logging.getLogger(__name__)
+
+#: How long a poll without an answer is held.
+POLL_SECONDS = 20.0
+_WATCH_SECONDS = 1.0
+
+
+class Coordinator:
+    """Belongs to the event loop's thread. One run is open at a time; the others queue."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._store = resources.store
+        self._bell = Bell()
+        self._submitted = asyncio.Event()
+        self._driver: RunDriver | None = None
+        self._clients: dict[ClientId, ClientRecord] = {}
+        #: The newest poll of each client; an older one gives way to it.
+        self._polls: dict[ClientId, object] = {}
+        self._keepsakes = Keepsakes(resources)
+        self._refusals = Refusals(resources)
+        self._absent: set[ClientId] = set()
+
+    # ---- life ----
+
+    async def run(self) -> None:
+        """Drive run after run, until cancelled."""
+        clients = await self._resources.threads.store(self._store.clients)
+        self._clients = {client.client_id: client for client in clients}
+        watch = asyncio.create_task(self._watch())
+        try:
+            while True:
+                self._submitted.clear()
+                record = await self._resources.threads.store(self._next_run)
+                if record is None:
+                    await self._submitted.wait()
+                else:
+                    await self._drive(record)
+        finally:
+            watch.cancel()
+
+    def _next_run(self) -> RunRecord | None:
+        return self._store.open_run() or self._store.next_run()
+
+    async def _drive(self, record: RunRecord) -> None:
+        try:
+            self._driver = RunDriver(record, self._resources, self._bell)
+            self._bell.ring()
+            await self._driver.run()
+        except (DiskFull, StoreUnusable):
+            # Nothing can be written: the server stops, and the run goes on where it was.
+            raise
+        except CoppiceError as error:
+            await self._fail(record, str(error))
+        except (
+            Exception
+        ) as error:  # the outermost loop of a run: a method's or an app's own mistake
+            _LOG.exception("run %s failed", record.spec.name)
+            await self._fail(record, f"{type(error).__name__}: {error}")
+        finally:
+            self._driver = None
+            self._bell.ring()
+
+    async def _fail(self, record: RunRecord, reason: str) -> None:
+        event = NewEvent("run_ended", f"run {record.spec.name} failed: {reason}", record.run_id)
+        await self._resources.write(
+            self._store.end_run, record.run_id, RunState.FAILED, reason, events=[event]
+        )
+
+    async def _watch(self) -> None:
+        """Notice who has fallen silent."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            for live in self.snapshot().clients.values():
+                if live.presence == "suspect":
+                    await self._note_silence(live.client_id, live.seconds_silent)
+                elif live.presence == "lost" and self._driver is not None:
+                    self._driver.gone(live.client_id)
+                elif live.presence in ("idle", "working"):
+                    self._absent.discard(live.client_id)
+
+    async def _note_silence(self, client_id: ClientId, seconds: float) -> None:
+        if client_id not in self._absent:
+            self._absent.add(client_id)
+            text = f"{client_id} has been silent for {seconds:.0f} s"
+            event = NewEvent("client_suspected", text, client_id=client_id)
+            await self._resources.write(self._store.append, events=[event])
+
+    # ---- runs ----
+
+    async def submit(self, spec: RunSpec) -> int:
+        """Queue a run, which was checked."""
+        event = NewEvent("run_submitted", f"run {spec.name} submitted")
+        run_id: int = await self._resources.write(self._store.submit_run, spec, events=[event])
+        self._submitted.set()
+        return run_id
+
+    async def stop_run(self, run_id: int) -> None:
+        """End a run that is queued or running; UnknownRun when it is neither."""
+        if self._driver is not None and self._driver.run_id == run_id:
+            self._driver.stop()
+            return
+        record = await self._resources.threads.store(partial(self._store.run, run_id))
+        if record.state is not RunState.QUEUED:
+            raise UnknownRun(f"run {run_id} has ended already ({record.state})")
+        event = NewEvent("run_ended", f"run {record.spec.name} stopped before it began", run_id)
+        await self._resources.write(
+            self._store.end_run, run_id, RunState.STOPPED, "stopped by an operator", events=[event]
+        )
+
+    def snapshot(self) -> Snapshot:
+        """The present moment."""
+        driver = self._driver
+        lost_after = driver.spec.cohort.lost_after_seconds if driver else 60.0
+        return Snapshot(
+            run_id=driver.run_id if driver else None,
+            round_number=driver.machine.round_number if driver else 0,
+            phase=driver.machine.phase if driver else "idle",
+            waiting_for=driver.machine.waiting_for if driver else "",
+            clients=self._resources.presence.snapshot(lost_after),
+            refusals=self._refusals.count,
+        )
+
+    # ---- clients ----
+
+    async def join(self, client: ClientRecord) -> None:
+        """Take a client in; NameTaken or AppMismatch when that cannot be."""
+        if self._driver is not None:
+            _check_app(self._driver.spec, client.app_digest)
+        event = NewEvent("client_joined", f"{client.client_id} joined", client_id=client.client_id)
+        await self._resources.write(self._store.join_client, client, events=[event])
+        self._clients[client.client_id] = client
+        self._resources.presence.saw(client.client_id)
+
+    async def leave(self, client_id: ClientId, reason: str) -> None:
+        """A client's goodbye."""
+        self.require_joined(client_id)
+        text = f"{client_id} left" + (f": {reason}" if reason else "")
+        event = NewEvent("client_left", text, client_id=client_id)
+        await self._resources.write(self._store.leave_client, client_id, reason, events=[event])
+        self._clients.pop(client_id, None)
+        self._polls.pop(client_id, None)
+        self._resources.presence.left(client_id)
+        if self._driver is not None:
+            self._driver.gone(client_id)
+
+    def sent(self, client_id: ClientId, size_bytes: int) -> None:
+        """Bytes went down to this client: as good as a heartbeat."""
+        self._resources.presence.saw(client_id)
+        if self._driver is not None:
+            self._driver.sent(size_bytes)
+
+    def require_joined(self, client_id: ClientId) -> ClientRecord:
+        """The client's record; NotJoined when it has none."""
+        try:
+            return self._clients[client_id]
+        except KeyError:
+            raise NotJoined(f"{client_id} has not joined this server") from None
+
+    def heartbeat(self, client_id: ClientId, task_id: int, steps: int, resident: int) -> bool:
+        """A sign of life. Returns whether the task is still wanted."""
+        self.require_joined(client_id)
+        self._resources.presence.working(client_id, task_id or None, steps, resident)
+        task = self._driver.tasks.get(client_id) if self._driver is not None else None
+        return task_id == 0 or (task is not None and task.task_id == task_id)
+
+    async def poll(self, check_in: CheckIn) -> Answer:
+        """Wait until there is something for this client, POLL_SECONDS at most."""
+        client = self.require_joined(check_in.client_id)
+        ticket = self._polls[client.client_id] = object()
+        end = asyncio.get_running_loop().time() + POLL_SECONDS
+        with self._resources.presence.polling(client.client_id):
+            try:
+                while self._polls.get(client.client_id) is ticket:
+                    ring = self._bell.next_ring
+                    answer = await self._answer(client, check_in)
+                    if answer is not None:
+                        break
+                    try:
+                        async with asyncio.timeout_at(end):
+                            await ring.wait()
+                    except TimeoutError:
+                        return None
+                else:
+                    return None
+            except asyncio.CancelledError:
+                # The connection broke off: whoever was waiting here is not there any more.
+                if self._driver is not None and self._polls.get(client.client_id) is ticket:
+                    self._driver.gone(client.client_id)
+                raise
+        if isinstance(answer, TaskRecord):
+            self._resources.presence.working(client.client_id, answer.task_id)
+        return answer
+
+    async def _answer(self, client: ClientRecord, check_in: CheckIn) -> Answer:
+        driver = self._driver
+        if check_in.run_id and (driver is None or driver.run_id != check_in.run_id):
+            record = await self._resources.threads.store(partial(self._store.run, check_in.run_id))
+            if record.ended_at is not None:
+                return EndedRun(
+                    record,
+                    await self._keepsakes.of(
+                        record, client.client_id, list(self._clients.values())
+                    ),
+                )
+        if driver is None or not driver.takes(client.labels):
+            return None
+        _check_app(driver.spec, check_in.app_digest)
+        if driver.run_id != check_in.run_id:
+            return OpenRun(driver.run_id, driver.spec)
+        if (task := driver.tasks.get(client.client_id)) is not None:
+            return task
+        choice = None
+        if driver.terms is not None:
+            round_number = driver.machine.round_number
+            if check_in.choice is None or check_in.choice[0] != round_number:
+                return OpenTerms(round_number, driver.terms)
+            choice = check_in.choice[1]
+        driver.arrived(
+            Participant(
+                client.client_id,
+                check_in.capability,
+                check_in.num_examples,
+                choice,
+                client.labels,
+            )
+        )
+        return None
+
+    def may_fetch(self, client_id: ClientId, digest: str) -> None:
+        """UnknownBlob unless the blob was offered to this client."""
+        self.require_joined(client_id)
+        offered = set()
+        if self._driver is not None:
+            if (task := self._driver.tasks.get(client_id)) is not None:
+                offered.add(task.payload.digest)
+            if self._driver.terms is not None:
+                offered.add(self._driver.terms.digest)
+        if digest not in offered and not self._keepsakes.offers(client_id, digest):
+            raise UnknownBlob(f"blob {digest[:12]} is not (or no longer) offered to {client_id}")
+
+    async def push(
+        self, client_id: ClientId, header: pb.PushHeader, chunks: AsyncIterator[bytes]
+    ) -> UpdateRecord:
+        """Take an update in; returns when it is stored."""
+        self.require_joined(client_id)
+        self._resources.presence.saw(client_id)
+        offered = self._driver.tasks.get(client_id) if self._driver is not None else None
+        try:
+            task, update = await take_update(self._resources, client_id, header, chunks)
+        except UpdateRefused:
+            if self._driver is not None and offered and offered.task_id == header.task_id:
+                self._driver.update_rejected(offered)
+            raise
+        if self._driver is not None and self._driver.run_id == task.run_id:
+            self._driver.update_stored(task)
+        return update
+
+    async def refused(self, client_id: ClientId | None, error: CoppiceError) -> None:
+        """Note a refused call."""
+        await self._refusals.add(client_id, error, known=client_id in self._clients)
+
+
+def _check_app(spec: RunSpec, digest: str) -> None:
+    wanted = spec.app.digest if spec.app is not None else ""
+    if digest == wanted:
+        return
+    if spec.app is None:
+        raise AppMismatch(f"run {spec.name} uses no app: join without --app")
+    if not digest:
+        raise AppMismatch(
+            f"run {spec.name} uses the app {spec.app.name} ({wanted[:12]}): "
+            "copy that file to this device and join with --app FILE"
+        )
+    raise AppMismatch(
+        f"run {spec.name} uses the app {spec.app.name} ({wanted[:12]}), this device has another "
+        f"({digest[:12]}): copy the server's file to this device and join again"
+    )

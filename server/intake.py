@@ -1,0 +1,85 @@
+"""The way of an update from a stream of bytes to a receipt: checked, stored, then acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from functools import partial
+
+from coppice.domain import BlobRef, ClientId
+from coppice.errors import InvalidMessage, InvalidPayload, UnknownTask, UpdateRefused
+from coppice.wire import coordination_pb2 as pb
+from coppice.wire import payload as wire
+from coppice.wire.chunks import MAX_CHUNK_BYTES
+from coppice.wire.codec import blob_from_message, check_push_header, metrics_from_message
+from server.records import NewEvent, TaskRecord, UpdateRecord
+from server.resources import Resources
+
+
+async def take_update(
+    resources: Resources,
+    client_id: ClientId,
+    header: pb.PushHeader,
+    chunks: AsyncIterator[bytes],
+) -> tuple[TaskRecord, UpdateRecord]:
+    """Receive, check and store the answer to a task.
+
+    What was stored before is found again: the bytes are not read a second time.
+
+    Raises:
+        UpdateRefused, InvalidMessage, UnknownTask, RoundClosed, TransferBroken: Nothing is stored.
+    """
+    check_push_header(header)
+    store, threads = resources.store, resources.threads
+    task = await threads.store(partial(store.task, header.task_id))
+    if task.client_id != client_id:
+        raise UnknownTask(f"task {header.task_id} is not a task of {client_id}")
+    earlier = await threads.store(partial(store.update, task.task_id))
+    if earlier is not None:
+        return task, earlier
+    ref = blob_from_message(header.blob)
+    if ref.size_bytes != wire.encoded_size_bytes(task.expects):
+        raise UpdateRefused(
+            f"the update has {ref.size_bytes} bytes; task {task.task_id} expects "
+            f"{wire.encoded_size_bytes(task.expects)}: is the model the run's?"
+        )
+    if header.offset != 0:
+        raise InvalidMessage(f"the update starts at byte {header.offset}; it must start at 0")
+    await _receive(resources, client_id, ref, chunks)
+    await threads.compute(partial(_check, resources, task, ref))
+    event = NewEvent(
+        "update_stored",
+        f"round {task.round_number}: update of {client_id} stored",
+        task.run_id,
+        task.round_number,
+        client_id,
+    )
+    update = await resources.write(
+        store.store_update,
+        task.task_id,
+        ref,
+        header.num_examples,
+        header.steps,
+        metrics_from_message(header.metrics),
+        events=[event],
+    )
+    return task, update
+
+
+async def _receive(
+    resources: Resources, client_id: ClientId, ref: BlobRef, chunks: AsyncIterator[bytes]
+) -> None:
+    transfer = resources.threads.transfer
+    with resources.blobs.receive(ref) as incoming:
+        async for chunk in chunks:
+            if len(chunk) > MAX_CHUNK_BYTES:
+                raise InvalidMessage(f"a chunk may have {MAX_CHUNK_BYTES} bytes at most")
+            resources.presence.saw(client_id)
+            await transfer(partial(incoming.write, chunk))
+        await transfer(incoming.commit)
+
+
+def _check(resources: Resources, task: TaskRecord, ref: BlobRef) -> None:
+    try:
+        wire.decode(resources.blobs.read(ref.digest), task.expects)
+    except InvalidPayload as error:
+        raise UpdateRefused(str(error)) from None

@@ -1,0 +1,63 @@
+"""What each client keeps of a run that has ended: the best round's model, or the last one's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+
+from coppice.domain import BlobRef, ClientId, Participant, TaskKind
+from server.records import ClientRecord, NewTask, RunRecord
+from server.resources import Resources
+from server.run_work import RunWork
+
+
+class Keepsakes:
+    """Made from the stored state when the first client asks; held for one run at a time."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._run_id = 0
+        self._tasks: dict[ClientId, NewTask] = {}
+        self._making = asyncio.Lock()
+
+    async def of(
+        self, record: RunRecord, client_id: ClientId, clients: Sequence[ClientRecord]
+    ) -> NewTask | None:
+        """The task of kind KEEP for one client; None when the run has no state to keep."""
+        async with self._making:
+            if self._run_id != record.run_id:
+                self._tasks = await self._make(record, clients)
+                self._run_id = record.run_id
+        return self._tasks.get(client_id)
+
+    def offers(self, client_id: ClientId, digest: str) -> bool:
+        """Whether the client was told to keep this blob."""
+        task = self._tasks.get(client_id)
+        return task is not None and task.payload.digest == digest
+
+    @property
+    def digests(self) -> set[str]:
+        """Blobs that must stay."""
+        return {task.payload.digest for task in self._tasks.values()}
+
+    async def _make(
+        self, record: RunRecord, clients: Sequence[ClientRecord]
+    ) -> dict[ClientId, NewTask]:
+        state = record.best_blob or record.state_blob
+        if state is None:
+            return {}
+        round_number = record.best_round or record.round_number
+        cohort = [
+            Participant(client.client_id, client.capability, 0, None, client.labels)
+            for client in clients
+        ]
+        plan = partial(self._plan, record, state, cohort, round_number)
+        return {task.client_id: task for task in await self._resources.threads.compute(plan)}
+
+    def _plan(
+        self, record: RunRecord, state: BlobRef, cohort: Sequence[Participant], round_number: int
+    ) -> list[NewTask]:
+        work = RunWork(record.spec, self._resources.blobs)
+        work.load_state(state)
+        return work.plan(TaskKind.KEEP, cohort, round_number)

@@ -1,0 +1,97 @@
+"""Signs of life: which clients are there, and what they are doing, as far as they have told.
+
+None of this outlives the process; after a restart clients tell again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from coppice.domain import ClientId
+from server.records import LiveClient
+
+#: A client that was silent for so long is called suspect.
+SUSPECT_SECONDS = 10.0
+
+#: How often devices are asked for a sign of life: three of them fit in SUSPECT_SECONDS.
+HEARTBEAT_SECONDS = 3.0
+
+
+@dataclass
+class _Seen:
+    at: float
+    polls: int = 0
+    left: bool = False
+    task_id: int | None = None
+    steps_done: int = 0
+    resident_bytes: int = 0
+
+
+class Presence:
+    """What is known of each client since the server started."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[ClientId, _Seen] = {}
+
+    def saw(self, client_id: ClientId) -> None:
+        """A call or a byte came from this client."""
+        seen = self._seen.setdefault(client_id, _Seen(self._clock()))
+        seen.at = self._clock()
+        seen.left = False
+
+    @contextmanager
+    def polling(self, client_id: ClientId) -> Iterator[None]:
+        """The client waits for work meanwhile, which needs no further sign of life."""
+        self.saw(client_id)
+        seen = self._seen[client_id]
+        seen.polls += 1
+        seen.task_id = None
+        try:
+            yield
+        finally:
+            seen.polls -= 1
+            seen.at = self._clock()
+
+    def working(
+        self, client_id: ClientId, task_id: int | None, steps_done: int = 0, resident_bytes: int = 0
+    ) -> None:
+        """The client has a task, or told how far it is with it."""
+        self.saw(client_id)
+        seen = self._seen[client_id]
+        seen.task_id, seen.steps_done, seen.resident_bytes = task_id, steps_done, resident_bytes
+
+    def left(self, client_id: ClientId) -> None:
+        """The client said goodbye."""
+        self.saw(client_id)
+        self._seen[client_id].left = True
+
+    def silent_for(self, client_id: ClientId) -> float:
+        """Seconds since the last sign of life; infinite for a client that never gave one."""
+        seen = self._seen.get(client_id)
+        if seen is None:
+            return float("inf")
+        return 0.0 if seen.polls else self._clock() - seen.at
+
+    def snapshot(self, lost_after_seconds: float) -> dict[ClientId, LiveClient]:
+        """Everyone seen since the start; who is silent for `lost_after_seconds` is lost."""
+        return {
+            client_id: self._live(client_id, seen, lost_after_seconds)
+            for client_id, seen in self._seen.items()
+        }
+
+    def _live(self, client_id: ClientId, seen: _Seen, lost_after_seconds: float) -> LiveClient:
+        silent = self.silent_for(client_id)
+        live = LiveClient(
+            client_id, "idle", silent, seen.task_id, seen.steps_done, seen.resident_bytes
+        )
+        if seen.left:
+            return replace(live, presence="left")
+        if silent >= lost_after_seconds:
+            return replace(live, presence="lost")
+        if silent >= SUSPECT_SECONDS:
+            return replace(live, presence="suspect")
+        return replace(live, presence="working" if seen.task_id else "idle")

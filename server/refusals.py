@@ -1,0 +1,35 @@
+"""Calls that were refused: all are counted, each kind of a client's is logged once."""
+
+from __future__ import annotations
+
+from coppice.domain import ClientId
+from coppice.errors import CoppiceError
+from server.records import NewEvent
+from server.resources import Resources
+
+_MAX_KINDS = 10_000
+
+
+class Refusals:
+    """Since the server started; the store keeps each known client's total."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._logged: set[tuple[ClientId | None, str]] = set()
+        self.count = 0
+
+    async def add(self, client_id: ClientId | None, error: CoppiceError, *, known: bool) -> None:
+        """Count one; `known` tells whether the client has joined."""
+        self.count += 1
+        store, write = self._resources.store, self._resources.write
+        # A stranger may call itself anything: its name makes no kinds of its own.
+        key = (client_id if known else None, f"{type(error).__name__}: {error}"[:200])
+        events = []
+        if key not in self._logged and len(self._logged) < _MAX_KINDS:
+            self._logged.add(key)
+            text = f"refused {client_id or 'a caller without a name'}: {error}"
+            events = [NewEvent("call_refused", text[:500], client_id=key[0])]
+        if known:
+            await write(store.count_refusal, client_id, events=events)
+        elif events:
+            await write(store.append, events=events)

@@ -1,0 +1,53 @@
+"""What the server's parts share, built once in `server.app`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from server.announcer import Announcer
+from server.blobs import Blobs
+from server.evaluation import Evaluator
+from server.presence import Presence
+from server.records import NewEvent
+from server.store import Store
+from server.threads import Threads
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """One of each."""
+
+    store: Store
+    blobs: Blobs
+    threads: Threads
+    presence: Presence
+    announcer: Announcer
+    evaluator: Evaluator
+    #: Where the models of ended runs are saved.
+    models_folder: Path
+    #: Copies of the app modules of submitted runs, `<digest>.py` each.
+    apps_folder: Path
+
+    async def write(
+        self, operation: Callable[..., T], *arguments: Any, events: Sequence[NewEvent] = ()
+    ) -> T:
+        """Do one operation of the store with its log lines, then announce these."""
+        work = partial(operation, *arguments, now=time.time(), events=events)
+        result = await self.threads.store(work)
+        self.announcer.publish(events)
+        return result
+
+    def model_path(self, run_id: int, name: str) -> Path:
+        """Where the model of a run is once the run has ended."""
+        return self.models_folder / f"{run_id}-{name}.safetensors"
+
+    def app_path(self, digest: str) -> Path:
+        """Where the server keeps its copy of an app module."""
+        return self.apps_folder / f"{digest}.py"

@@ -1,0 +1,298 @@
+"""The life of a run as a state machine: events in, instructions out; no I/O, no clock, no tensors.
+
+OPENING ─▶ GATHERING ─▶ PLANNING ─▶ REPORTING ─▶ AGGREGATING ─┬─▶ PLANNING ─▶ EVALUATING ─┐
+   ▲       cohort there,            all answered,             │   when clients    all    │
+   │       or deadline              or deadline               │   evaluate      answered │
+   │       and quorum               and quorum                │                          ▼
+   ├────────────────────────────────── FailRound without ─────┴────────────────────── FOLDING
+   │                                   quorum                                            │
+   └──────────────────────────── next round ─────────────────────────────────────────────┤
+                                                          last round, or target reached  ▼
+                                                                ENDED ◀── EndRun ── CLOSING
+
+An event that does not belong to the present phase or round changes nothing: it came late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from coppice.domain import ClientId, RunSpec, TaskKind
+from server.records import RunState
+from server.round_events import (
+    Aggregate,
+    ClientArrived,
+    ClientGone,
+    DeadlinePassed,
+    EndRun,
+    EvaluationDone,
+    Event,
+    FailRound,
+    FoldEvaluation,
+    Instruction,
+    OpenRound,
+    Phase,
+    PlanTasks,
+    RoundCommitted,
+    RoundOpened,
+    SetDeadline,
+    StopRequested,
+    TasksCommitted,
+    UpdateRejected,
+    UpdateStored,
+)
+from server.selection import cohort_wanted, ranked
+
+#: How long the end of a run waits for evaluations that are still under way.
+CLOSING_SECONDS = 3600.0
+
+
+@dataclass
+class RoundMachine:
+    """One run. `handle` is the only way in; `start` or a `resume…` comes first."""
+
+    spec: RunSpec
+    #: The round that is open, or that was the last.
+    round_number: int = 0
+    phase: Phase = Phase.OPENING
+    #: Clients that are ready for the run and neither left nor lost.
+    known: set[ClientId] = field(default_factory=set)
+    #: Those of them that wait for a task right now.
+    present: set[ClientId] = field(default_factory=set)
+    #: Clients whose answer is still to come.
+    awaited: set[ClientId] = field(default_factory=set)
+    #: Clients that have answered.
+    reported: list[ClientId] = field(default_factory=list)
+    #: Last round whose state is committed; equal to `round_number` while clients evaluate it.
+    committed: int = 0
+    #: Rounds whose evaluation on the server is not done.
+    evaluating: set[int] = field(default_factory=set)
+    #: The gathering has waited its full time for a cohort that the fleet is too small for; it
+    #: does not do so again in every round.
+    patience_spent: bool = False
+
+    # ---- beginnings ----
+
+    def start(self, last_round: int = 0) -> list[Instruction]:
+        """Begin with the round after `last_round`, the last one that is over."""
+        self.round_number = last_round
+        return self._next_round()
+
+    def resume_reporting(
+        self,
+        round_number: int,
+        awaited: Iterable[ClientId],
+        reported: Iterable[ClientId],
+        seconds: float,
+        kind: TaskKind,
+    ) -> list[Instruction]:
+        """Go on with a round whose tasks were stored before the server stopped."""
+        self.round_number = round_number
+        if kind is TaskKind.EVALUATE:
+            self.committed = round_number
+        self.phase = self._answering
+        self.awaited, self.reported = set(awaited), list(reported)
+        return [
+            SetDeadline(round_number, self.phase, max(seconds, 0.0)),
+            *self._close_if_complete(),
+        ]
+
+    def resume_aggregating(self, round_number: int) -> list[Instruction]:
+        """Go on with a round whose tasks were closed before the server stopped."""
+        self.round_number = round_number
+        self.phase = Phase.AGGREGATING
+        return [Aggregate(round_number)]
+
+    # ---- events ----
+
+    def handle(self, event: Event) -> list[Instruction]:
+        """What is to be done now."""
+        if self.phase is Phase.ENDED:
+            return []
+        match event:
+            case RoundOpened(round_number, has_terms) if self._is(Phase.OPENING, round_number):
+                return self._gather(has_terms)
+            case ClientArrived(client_id):
+                self.known.add(client_id)
+                # One that still owes an answer came before the server remembered its task.
+                if client_id not in self.awaited:
+                    self.present.add(client_id)
+                return self._plan_if_gathered()
+            case ClientGone(client_id):
+                return self._lose(client_id)
+            case TasksCommitted(round_number, clients) if self._is(Phase.PLANNING, round_number):
+                return self._await(clients)
+            case UpdateStored(round_number, client_id) if self._is(self._answering, round_number):
+                return self._report(client_id)
+            case UpdateRejected(round_number, client_id) if round_number == self.round_number:
+                self.awaited.discard(client_id)
+                return self._close_if_complete()
+            case RoundCommitted(round_number, pending) if self._is(Phase.AGGREGATING, round_number):
+                if pending:
+                    self.evaluating.add(round_number)
+                return self._after_commit()
+            case EvaluationDone():
+                return self._evaluated(event)
+            case DeadlinePassed(round_number, phase) if self._is(phase, round_number):
+                return self._deadline()
+            case StopRequested():
+                return self._end(RunState.STOPPED, "stopped by an operator")
+        return []
+
+    @property
+    def waiting_for(self) -> str:
+        """What the run waits for, in one sentence for people; empty when it is at work itself."""
+        match self.phase:
+            case Phase.GATHERING:
+                return f"clients: {len(self.present)} of {self.spec.cohort.size} are ready"
+            case Phase.REPORTING | Phase.EVALUATING:
+                names = ", ".join(sorted(self.awaited)[:5])
+                more = len(self.awaited) - 5
+                total = len(self.awaited) + len(self.reported)
+                return f"{len(self.awaited)} of {total}: {names}" + (
+                    f" and {more} more" if more > 0 else ""
+                )
+            case Phase.CLOSING:
+                return f"the evaluation of round {', '.join(map(str, sorted(self.evaluating)))}"
+        return ""
+
+    # ---- steps ----
+
+    def _is(self, phase: Phase, round_number: int) -> bool:
+        return self.phase is phase and self.round_number == round_number
+
+    @property
+    def _answering(self) -> Phase:
+        """The phase in which answers to the open tasks come in."""
+        return Phase.EVALUATING if self.committed == self.round_number else Phase.REPORTING
+
+    def _next_round(self) -> list[Instruction]:
+        if self.round_number >= self.spec.stop.rounds:
+            return self._finish(f"all {self.spec.stop.rounds} rounds are done")
+        self.round_number += 1
+        self.phase = Phase.OPENING
+        self.awaited, self.reported = set(), []
+        return [OpenRound(self.round_number)]
+
+    def _gather(self, has_terms: bool) -> list[Instruction]:
+        self.phase = Phase.GATHERING
+        if has_terms:
+            self.present.clear()
+        return [
+            SetDeadline(self.round_number, self.phase, self.spec.cohort.gather_seconds),
+            *self._plan_if_gathered(),
+        ]
+
+    def _plan_if_gathered(self) -> list[Instruction]:
+        if self.phase is not Phase.GATHERING:
+            return []
+        cohort = self.spec.cohort
+        if len(self.known) >= cohort.size:
+            self.patience_spent = False
+        elif not (self.patience_spent and len(self.known) >= cohort.needed):
+            return []
+        wanted = cohort_wanted(self.spec, self.round_number, self.known)
+        return self._plan(TaskKind.TRAIN, wanted) if self.present.issuperset(wanted) else []
+
+    def _plan(self, kind: TaskKind, cohort: Iterable[ClientId]) -> list[Instruction]:
+        self.phase = Phase.PLANNING
+        return [PlanTasks(self.round_number, kind, tuple(cohort))]
+
+    def _await(self, clients: tuple[ClientId, ...]) -> list[Instruction]:
+        self.awaited, self.reported = set(clients), []
+        self.present -= self.awaited
+        self.phase = self._answering
+        if not clients and self.phase is Phase.EVALUATING:
+            return self._next_round()
+        if not clients:
+            return self._end(RunState.FAILED, "the method gave nobody a task")
+        return [
+            SetDeadline(self.round_number, self.phase, self.spec.cohort.deadline_seconds),
+            *self._close_if_complete(),
+        ]
+
+    def _report(self, client_id: ClientId) -> list[Instruction]:
+        # A client that was given up may still answer while the round is open.
+        if client_id not in self.reported:
+            self.awaited.discard(client_id)
+            self.reported.append(client_id)
+        return self._close_if_complete()
+
+    def _lose(self, client_id: ClientId) -> list[Instruction]:
+        self.known.discard(client_id)
+        self.present.discard(client_id)
+        if client_id in self.awaited:
+            self.awaited.remove(client_id)
+            return self._close_if_complete()
+        return self._plan_if_gathered()
+
+    def _close_if_complete(self) -> list[Instruction]:
+        enough = len(self.reported) >= self.spec.cohort.size
+        match self.phase:
+            case Phase.REPORTING if enough or not self.awaited:
+                return self._close()
+            case Phase.EVALUATING if not self.awaited:
+                return self._fold_evaluation()
+        return []
+
+    def _close(self) -> list[Instruction]:
+        if len(self.reported) >= self.spec.cohort.needed:
+            self.phase = Phase.AGGREGATING
+            return [Aggregate(self.round_number)]
+        reason = f"{len(self.reported)} updates came, {self.spec.cohort.needed} are needed"
+        return [FailRound(self.round_number, reason), *self._next_round()]
+
+    def _fold_evaluation(self) -> list[Instruction]:
+        self.phase = Phase.FOLDING
+        return [FoldEvaluation(self.round_number)]
+
+    def _after_commit(self) -> list[Instruction]:
+        self.committed = self.round_number
+        due = self.spec.evaluation_due(self.round_number)
+        cohort = [client_id for client_id in self.reported if client_id in self.known]
+        if due and self.spec.evaluation.on_clients and cohort:
+            return self._plan(TaskKind.EVALUATE, cohort)
+        return self._next_round()
+
+    def _evaluated(self, event: EvaluationDone) -> list[Instruction]:
+        if event.where == "server":
+            self.evaluating.discard(event.round_number)
+        if event.target_reached:
+            return self._end(
+                RunState.FINISHED, f"the target was reached in round {event.round_number}"
+            )
+        if event.where == "clients" and self._is(Phase.FOLDING, event.round_number):
+            return self._next_round()
+        if self.phase is Phase.CLOSING and not self.evaluating:
+            return self._end(RunState.FINISHED, f"all {self.spec.stop.rounds} rounds are done")
+        return []
+
+    def _deadline(self) -> list[Instruction]:
+        match self.phase:
+            case Phase.GATHERING:
+                return self._gathered_late()
+            case Phase.REPORTING:
+                return self._close()
+            case Phase.EVALUATING:
+                return self._fold_evaluation()
+            case Phase.CLOSING:
+                return self._end(RunState.FINISHED, "the last evaluation did not end in time")
+        return []
+
+    def _gathered_late(self) -> list[Instruction]:
+        self.patience_spent = True
+        if len(self.present) >= self.spec.cohort.needed:
+            order = ranked(self.spec, self.round_number, self.present)
+            return self._plan(TaskKind.TRAIN, order[: self.spec.cohort.planned])
+        return [SetDeadline(self.round_number, self.phase, self.spec.cohort.gather_seconds)]
+
+    def _finish(self, reason: str) -> list[Instruction]:
+        if not self.evaluating:
+            return self._end(RunState.FINISHED, reason)
+        self.phase = Phase.CLOSING
+        return [SetDeadline(self.round_number, self.phase, CLOSING_SECONDS)]
+
+    def _end(self, state: RunState, reason: str) -> list[Instruction]:
+        self.phase = Phase.ENDED
+        return [EndRun(state, reason)]

@@ -1,0 +1,108 @@
+"""The heavy work of one run: states, plans, sums. On the compute thread; no clock, no database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from coppice import __version__, tree
+from coppice.app import build_model, make_app
+from coppice.domain import BlobRef, Metrics, Participant, RunSpec, TaskKind
+from coppice.method import InitContext, Task, Update, server_half
+from coppice.model_file import ModelInfo, load_tensors, save_model
+from coppice.tensors import Payload
+from coppice.wire import payload as wire
+from server.blobs import Blobs
+from server.records import NewTask, TaskRecord, UpdateRecord
+
+
+class RunWork:
+    """The server's half of the run's method, and its newest state. Blocking calls."""
+
+    def __init__(self, spec: RunSpec, blobs: Blobs) -> None:
+        self._spec = spec
+        self._blobs = blobs
+        self._half = server_half(spec.method)
+        self._state: Any = None
+
+    def init_state(self, app_path: Path | None) -> BlobRef:
+        """Make and store the state before round 1."""
+        app = make_app(self._spec, app_path)
+        warm_start = None
+        if self._spec.warm_start is not None:
+            warm_start = load_tensors(self._blobs.path(self._spec.warm_start.digest))
+        self._state = self._half.init(
+            InitContext(self._spec.seed, lambda: build_model(app, self._spec.seed), warm_start)
+        )
+        return self._blobs.put(tree.save(self._state))
+
+    def load_state(self, ref: BlobRef) -> None:
+        """Go on from a stored state."""
+        self._state = self._load(ref)
+
+    def terms(self, round_number: int) -> BlobRef | None:
+        """Store the round's terms; None when there are none."""
+        terms = self._half.terms(self._state, round_number)
+        return None if terms is None else self._blobs.put(wire.encode(terms))
+
+    def plan(
+        self, kind: TaskKind, cohort: Sequence[Participant], round_number: int
+    ) -> list[NewTask]:
+        """The tasks of a round, in plan order, with their payloads stored.
+
+        Tasks to evaluate or keep the model after a round carry what the next round would train on.
+        """
+        if kind is TaskKind.TRAIN:
+            tasks = self._half.plan(self._state, cohort, round_number)
+        else:
+            following = self._half.plan(self._state, cohort, round_number + 1)
+            tasks = {
+                client_id: replace(task, kind=kind, expects={})
+                for client_id, task in following.items()
+            }
+        stored: dict[int, BlobRef] = {}
+        return [
+            NewTask(client_id, task.kind, self._store(task, stored), task.settings, task.expects)
+            for client_id, task in tasks.items()
+        ]
+
+    def aggregate(
+        self, answers: Sequence[tuple[TaskRecord, UpdateRecord]], round_number: int
+    ) -> tuple[BlobRef, Metrics]:
+        """Fold stored updates, given in plan order, and store the next state."""
+        self._state, metrics = self._half.aggregate(
+            self._state, self._updates(answers), round_number
+        )
+        return self._blobs.put(tree.save(self._state)), metrics
+
+    def export(self, ref: BlobRef, path: Path, round_number: int, metrics: Metrics) -> bool:
+        """Save the global model of a stored state as a model file; False when there is none."""
+        models = self._half.models(self._load(ref))
+        if "global" not in models:
+            return False
+        info = ModelInfo(
+            workload=self._spec.workload,
+            round_number=round_number,
+            metrics=metrics,
+            written_by=f"fedserver {__version__}",
+        )
+        save_model(path, models["global"], info)
+        return True
+
+    def _load(self, ref: BlobRef) -> Any:
+        return tree.load(self._half.state_type, bytes(self._blobs.read(ref.digest)))
+
+    def _updates(self, answers: Sequence[tuple[TaskRecord, UpdateRecord]]) -> Iterator[Update]:
+        for task, record in answers:
+            # Checked against the task when it came; the digest in the record vouches for it since.
+            payload: Payload = wire.decode(self._blobs.read(record.blob.digest))
+            yield Update(task.client_id, payload, record.num_examples, record.steps, record.metrics)
+
+    def _store(self, task: Task, stored: dict[int, BlobRef]) -> BlobRef:
+        """The task's payload as a blob; one payload object is encoded once."""
+        key = id(task.payload)
+        if key not in stored:
+            stored[key] = self._blobs.put(wire.encode(task.payload))
+        return stored[key]

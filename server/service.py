@@ -1,0 +1,249 @@
+"""The gRPC service: every handler decodes, calls, encodes.
+
+Messages are parsed here rather than by gRPC, so that one that cannot be parsed is refused, counted
+and logged with its sender like any other bad message.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from coppice.domain import PROTOCOL_VERSION, ClientId, valid_name
+from coppice.errors import CoppiceError, InvalidMessage, NotJoined, ProtocolMismatch
+from coppice.tree import to_plain
+from coppice.wire import coordination_pb2 as pb
+from coppice.wire.chunks import MAX_CHUNK_BYTES, MAX_MESSAGE_BYTES, MIN_CHUNK_BYTES
+from coppice.wire.codec import (
+    blob_to_message,
+    capability_from_message,
+    choice_from_message,
+    labels_from_message,
+    valid_digest,
+    workload_to_json,
+)
+from coppice.wire.status import CLIENT_KEY, status_of
+from server.answers import Answer, CheckIn, EndedRun, OpenRun, OpenTerms
+from server.blobs import Blobs
+from server.coordinator import Coordinator
+from server.presence import HEARTBEAT_SECONDS
+from server.records import ClientRecord, NewTask, TaskRecord
+from server.threads import Threads
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+#: What gRPC lets through; between this and MAX_MESSAGE_BYTES a message is refused by name.
+TRANSPORT_MESSAGE_BYTES = 4 * MAX_MESSAGE_BYTES
+
+_MAX_TEXT_LENGTH = 500
+
+
+def caller(context: Context) -> ClientId:
+    """Who calls: the development identity of proto/README.md, until certificates tell."""
+    for key, value in context.invocation_metadata() or ():
+        if key == CLIENT_KEY and isinstance(value, str) and valid_name(value):
+            return ClientId(value)
+    raise NotJoined(f"the call has no valid {CLIENT_KEY!r} in its metadata")
+
+
+class CoordinationService:
+    """One method a call of proto/coppice/wire/coordination.proto."""
+
+    def __init__(
+        self, coordinator: Coordinator, blobs: Blobs, threads: Threads, server_name: str
+    ) -> None:
+        self._coordinator = coordinator
+        self._blobs = blobs
+        self._threads = threads
+        self._server_name = server_name
+
+    async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:
+        if request.protocol_version != PROTOCOL_VERSION:
+            raise ProtocolMismatch(
+                f"this server speaks protocol {PROTOCOL_VERSION}, the device "
+                f"{request.protocol_version}: install the same version of coppice on both"
+            )
+        await self._coordinator.join(_client_record(request, caller(context)))
+        return pb.JoinReply(server_name=self._server_name, heartbeat_seconds=HEARTBEAT_SECONDS)
+
+    async def PollTask(self, request: pb.PollRequest, context: Context) -> pb.PollReply:
+        return _poll_reply(await self._coordinator.poll(_check_in(request, caller(context))))
+
+    async def FetchBlob(
+        self, request: pb.FetchRequest, context: Context
+    ) -> AsyncIterator[pb.Chunk]:
+        client_id = caller(context)
+        self._coordinator.may_fetch(client_id, valid_digest(request.digest))
+        chunk_bytes = min(max(request.chunk_bytes, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES)
+        with await self._threads.transfer(partial(self._blobs.open, request.digest)) as file:
+            file.seek(request.offset)
+            while data := await self._threads.transfer(partial(file.read, chunk_bytes)):
+                yield pb.Chunk(data=data)
+                self._coordinator.sent(client_id, len(data))
+
+    async def PushUpdate(
+        self, requests: AsyncIterator[pb.PushChunk], context: Context
+    ) -> pb.Receipt:
+        first = await anext(requests, pb.PushChunk())
+        if first.WhichOneof("part") != "header":
+            raise InvalidMessage("the first message of a push is its header")
+        update = await self._coordinator.push(caller(context), first.header, _data(requests))
+        return pb.Receipt(task_id=update.task_id, digest=update.blob.digest)
+
+    async def Heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatReply:
+        wanted = self._coordinator.heartbeat(
+            caller(context), request.task_id, request.steps_done, request.resident_bytes
+        )
+        return pb.HeartbeatReply(wanted=wanted)
+
+    async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
+        await self._coordinator.leave(caller(context), request.reason[:_MAX_TEXT_LENGTH])
+        return pb.LeaveReply()
+
+    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """All methods, with parsing and the translation of errors around them."""
+        service = pb.DESCRIPTOR.services_by_name["Coordination"]
+        methods = {}
+        for method in service.methods:
+            kind: type[Message] = getattr(pb, method.input_type.name)
+            behaviour = getattr(self, method.name)
+            if method.server_streaming:
+                make, wrapped = grpc.unary_stream_rpc_method_handler, self._stream(behaviour, kind)
+            elif method.client_streaming:
+                make, wrapped = grpc.stream_unary_rpc_method_handler, self._push(behaviour, kind)
+            else:
+                make, wrapped = grpc.unary_unary_rpc_method_handler, self._unary(behaviour, kind)
+            methods[method.name] = make(wrapped, response_serializer=_serialize)
+        return grpc.method_handlers_generic_handler(service.full_name, methods)
+
+    def _unary(self, behaviour: Callable[..., Awaitable[Message]], kind: type[Message]) -> Any:
+        async def handle(request: bytes, context: Context) -> Message:
+            try:
+                return await behaviour(_parse(kind, request), context)
+            except CoppiceError as error:
+                await self._refuse(error, context)
+
+        return handle
+
+    def _push(self, behaviour: Callable[..., Awaitable[Message]], kind: type[Message]) -> Any:
+        async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+            async for request in requests:
+                yield _parse(kind, request)
+
+        async def handle(requests: AsyncIterator[bytes], context: Context) -> Message:
+            try:
+                return await behaviour(parsed(requests), context)
+            except CoppiceError as error:
+                await self._refuse(error, context)
+
+        return handle
+
+    def _stream(self, behaviour: Callable[..., AsyncIterator[Message]], kind: type[Message]) -> Any:
+        async def handle(request: bytes, context: Context) -> AsyncIterator[Message]:
+            try:
+                async for message in behaviour(_parse(kind, request), context):
+                    yield message
+            except CoppiceError as error:
+                await self._refuse(error, context)
+
+        return handle
+
+    async def _refuse(self, error: CoppiceError, context: Context) -> NoReturn:
+        try:
+            client_id = caller(context)
+        except NotJoined:
+            client_id = None
+        await self._coordinator.refused(client_id, error)
+        code, details, metadata = status_of(error)
+        await context.abort(code, details, metadata)
+
+
+def _parse(kind: type[Message], data: bytes) -> Any:
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise InvalidMessage(
+            f"a message has {len(data)} bytes; allowed are {MAX_MESSAGE_BYTES} at most"
+        )
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise InvalidMessage(f"the bytes are not a {kind.DESCRIPTOR.name}") from None
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+async def _data(requests: AsyncIterator[pb.PushChunk]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "data":
+            raise InvalidMessage("after the header of a push only data may follow")
+        yield request.data
+
+
+def _client_record(request: pb.JoinRequest, client_id: ClientId) -> ClientRecord:
+    if not 8 <= len(request.device_id) <= 64:
+        raise InvalidMessage("device_id has 8 to 64 characters")
+    return ClientRecord(
+        client_id=client_id,
+        device_id=request.device_id,
+        labels=labels_from_message(request.labels),
+        capability=capability_from_message(request.capability),
+        app_digest=valid_digest(request.app_digest) if request.app_digest else "",
+        software=request.software[:_MAX_TEXT_LENGTH],
+        joined_at=time.time(),
+        left_at=None,
+        left_reason="",
+        refusals=0,
+    )
+
+
+def _check_in(request: pb.PollRequest, client_id: ClientId) -> CheckIn:
+    choice = None
+    if request.HasField("choice"):
+        choice = (request.choice.round_number, choice_from_message(request.choice))
+    return CheckIn(
+        client_id,
+        request.run_id,
+        request.num_examples,
+        capability_from_message(request.capability),
+        request.app_digest,
+        choice,
+    )
+
+
+def _poll_reply(answer: Answer) -> pb.PollReply:
+    match answer:
+        case OpenRun(run_id, spec):
+            workload = workload_to_json(spec.workload)
+            return pb.PollReply(run=pb.RunOffer(run_id=run_id, workload_json=workload))
+        case OpenTerms(round_number, ref):
+            payload = blob_to_message(ref)
+            return pb.PollReply(terms=pb.TermsOffer(round_number=round_number, payload=payload))
+        case TaskRecord():
+            seconds = max(answer.deadline_at - time.time(), 0.0)
+            offer = _task_offer(answer, answer.run_id, answer.round_number)
+            offer.task_id, offer.deadline_seconds = answer.task_id, seconds
+            return pb.PollReply(task=offer)
+        case EndedRun(record, keep):
+            over = pb.RunOver(run_id=record.run_id, state=record.state, reason=record.reason)
+            if keep is not None:
+                round_number = record.best_round or record.round_number
+                over.keep.CopyFrom(_task_offer(keep, record.run_id, round_number))
+            return pb.PollReply(over=over)
+    return pb.PollReply(wait=pb.Wait(retry_seconds=0.0))
+
+
+def _task_offer(task: NewTask | TaskRecord, run_id: int, round_number: int) -> pb.TaskOffer:
+    return pb.TaskOffer(
+        run_id=run_id,
+        kind=task.kind,
+        round_number=round_number,
+        payload=blob_to_message(task.payload),
+        settings_json=json.dumps(to_plain(task.settings)),
+    )

@@ -1,0 +1,65 @@
+"""From a run file to a queued run: everything it names is found, checked and copied first."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from coppice.app import build_model, make_app
+from coppice.domain import BlobRef, RunSpec
+from coppice.errors import RunFileError
+from coppice.model_file import load_tensors
+from coppice.tensors import assign
+from server.coordinator import Coordinator
+from server.resources import Resources
+from server.run_file import MAX_RUN_FILE_BYTES, RunFile, parse_run_file
+
+
+async def submit(
+    resources: Resources, coordinator: Coordinator, text: str, folder: str, app: str | None
+) -> int:
+    """Check a run file and queue its run. Returns the run's number.
+
+    Args:
+        text: The run file.
+        folder: Absolute path on this host; paths in the file are relative to it.
+        app: Absolute path of the app module, if it is not where the file says.
+
+    Raises:
+        RunFileError, AppError, DataError: What is wrong, for the person who wrote the file.
+    """
+    if len(text.encode()) > MAX_RUN_FILE_BYTES:
+        raise RunFileError(f"a run file may have {MAX_RUN_FILE_BYTES} bytes at most")
+    prepare = partial(_prepare, resources, text, Path(folder), Path(app) if app else None)
+    spec = await resources.threads.compute(prepare)
+    if spec.evaluation.data is not None:
+        # Read once now: a mistake shows here, not after the first round.
+        app_path = resources.app_path(spec.app.digest) if spec.app else None
+        await resources.evaluator.check(spec.workload, app_path, spec.evaluation.data)
+    return await coordinator.submit(spec)
+
+
+def _prepare(resources: Resources, text: str, folder: Path, app: Path | None) -> RunSpec:
+    file = parse_run_file(text, folder, app)
+    if file.app_path is not None and file.spec.app is not None:
+        _copy(file.app_path, resources.app_path(file.spec.app.digest))
+    warm_start = _store_warm_start(resources, file)
+    return replace(file.spec, warm_start=warm_start)
+
+
+def _store_warm_start(resources: Resources, file: RunFile) -> BlobRef | None:
+    """The model to start from as a blob, after a trial; this also tries the model itself."""
+    model = build_model(make_app(file.spec.workload, file.app_path), file.spec.seed)
+    if file.warm_start_path is None:
+        return None
+    assign(model, load_tensors(file.warm_start_path))
+    return resources.blobs.put(file.warm_start_path.read_bytes())
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy that is whole or not there: later changes of the file do not touch the run."""
+    partial_path = target.with_suffix(".partial")
+    partial_path.write_bytes(source.read_bytes())
+    os.replace(partial_path, target)
