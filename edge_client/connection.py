@@ -1,0 +1,239 @@
+"""The calls of a device to its server: deadlines, identity, errors rebuilt, bytes counted.
+
+Imports no torch, so that a light process can speak the protocol too.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import grpc
+
+from coppice.domain import BlobRef
+from coppice.errors import CoppiceError, ProtocolMismatch, ServerUnreachable, TransferBroken
+from coppice.wire import coordination_pb2 as pb
+from coppice.wire.chunks import (
+    FIRST_CHUNK_BYTES,
+    MAX_CHUNK_BYTES,
+    MAX_MESSAGE_BYTES,
+    MIN_CHUNK_BYTES,
+    Assembler,
+    blob_ref,
+)
+from coppice.wire.coordination_pb2_grpc import CoordinationStub
+from coppice.wire.status import CLIENT_KEY, error_from
+from edge_client.stop import Stop
+
+CALL_SECONDS = 10.0
+#: The server holds a poll for 20 s at most; the rest is for a slow link.
+POLL_SECONDS = 35.0
+LEAVE_SECONDS = 3.0
+#: A transfer may take this long, and a second more for each so many bytes.
+TRANSFER_SECONDS = 60.0
+SLOWEST_BYTES_PER_SECOND = 8 * 2**10
+#: What a chunk should take: short enough to show that bytes arrive, long enough to be worth it.
+CHUNK_SECONDS = 0.25
+MAX_REASON_LENGTH = 500
+
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_retries", 0),
+    # Without it a new channel would inherit the old one's wait before it connects again.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+#: What gRPC says when it cannot reach a server, and what that means.
+_REASONS = (
+    ("http1.x", "it speaks HTTP, not gRPC: is this the dashboard's port?"),
+    ("http2", "what listens there is not a Coppice server: is this the dashboard's port?"),
+    ("http/2", "what listens there is not a Coppice server: is this the dashboard's port?"),
+    ("refused", "the connection was refused: is `fedserver start` running there?"),
+    ("resolv", "the host name is not known: is it spelt right?"),
+    ("lookup", "the host name is not known: is it spelt right?"),
+    ("unreachable", "the network has no way there: is this device connected?"),
+    ("deadline", "there is no answer: is the address right, and does a firewall let it through?"),
+    ("timed out", "there is no answer: is the address right, and does a firewall let it through?"),
+)
+
+
+class Answer(Protocol):
+    """What travels beside an update's bytes; a `coppice.method.Update` is one."""
+
+    @property
+    def num_examples(self) -> int: ...  # noqa: D102
+    @property
+    def steps(self) -> int: ...  # noqa: D102
+    @property
+    def metrics(self) -> Mapping[str, float]: ...  # noqa: D102
+
+
+class ChunkSize:
+    """How many bytes to put into a chunk, learned from how long chunks take."""
+
+    def __init__(self) -> None:
+        self.size_bytes = FIRST_CHUNK_BYTES
+
+    def took(self, size_bytes: int, seconds: float) -> None:
+        """So many bytes took so long: aim at CHUNK_SECONDS, at most doubling or halving."""
+        fitting = size_bytes * CHUNK_SECONDS / seconds if seconds > 0 else math.inf
+        bounded = min(max(fitting, self.size_bytes / 2), self.size_bytes * 2)
+        self.size_bytes = int(min(max(bounded, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES))
+
+
+class Connection:
+    """One device's calls to one server. The heartbeat may come from a second thread."""
+
+    def __init__(self, address: str, client_id: str, stop: Stop | None = None) -> None:
+        """`address` is HOST:PORT. A request to `stop` cancels the call that is going on."""
+        self.address = address
+        self.bytes_down = 0
+        self.bytes_up = 0
+        self._metadata = ((CLIENT_KEY, client_id),)
+        self._stop = stop if stop is not None else Stop()
+        self._down, self._up = ChunkSize(), ChunkSize()
+        # A call is never started on a channel that another thread is closing.
+        self._opening = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._stub: Any = None
+
+    def join(self, request: pb.JoinRequest) -> pb.JoinReply:
+        """The first call, and again whenever the server does not know this device."""
+        reply: pb.JoinReply = self._finished(self._start("Join", request, CALL_SECONDS))
+        return reply
+
+    def poll(self, request: pb.PollRequest) -> pb.PollReply:
+        """Wait for work; the server answers within 20 s."""
+        reply: pb.PollReply = self._finished(self._start("PollTask", request, POLL_SECONDS))
+        return reply
+
+    def heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatReply | None:
+        """A sign of life; None while there is no connection, and it opens none."""
+        with self._opening:
+            if self._stub is None:
+                return None
+            call = self._stub.Heartbeat.future(
+                request, timeout=CALL_SECONDS, metadata=self._metadata
+            )
+        with self._errors_rebuilt():
+            reply: pb.HeartbeatReply = call.result()
+        return reply
+
+    def leave(self, reason: str = "") -> None:
+        """The goodbye; it is made even though the process was asked to end."""
+        request = pb.LeaveRequest(reason=reason[:MAX_REASON_LENGTH])
+        call = self._start("Leave", request, LEAVE_SECONDS)
+        with self._errors_rebuilt():
+            call.result()
+
+    def fetch(self, ref: BlobRef) -> bytearray:
+        """The blob, its digest checked; one that arrives damaged is fetched once more."""
+        try:
+            return self._fetch(ref)
+        except TransferBroken:
+            return self._fetch(ref)
+
+    def push(self, task_id: int, answer: Answer, data: bytearray) -> pb.Receipt:
+        """Send the answer to a task and its encoded payload; the receipt means stored."""
+        ref = blob_ref(data)
+        header = pb.PushHeader(
+            task_id=task_id,
+            blob=pb.BlobRef(digest=ref.digest, size_bytes=ref.size_bytes),
+            num_examples=answer.num_examples,
+            steps=answer.steps,
+            # A diverged model has metrics that are not finite; those may not travel.
+            metrics={
+                name: float(value) for name, value in answer.metrics.items() if math.isfinite(value)
+            },
+        )
+        parts = self._parts(header, data)
+        call = self._start("PushUpdate", parts, transfer_seconds(len(data)))
+        receipt: pb.Receipt = self._finished(call)
+        return receipt
+
+    def close(self) -> None:
+        """Cut the connection; the next call opens a new one."""
+        with self._opening:
+            if self._channel is not None:
+                self._channel.close()
+            self._channel = self._stub = None
+
+    def _fetch(self, ref: BlobRef) -> bytearray:
+        request = pb.FetchRequest(digest=ref.digest, chunk_bytes=self._down.size_bytes)
+        assembler = Assembler(ref)
+        started = time.monotonic()
+        call = self._start("FetchBlob", request, transfer_seconds(ref.size_bytes), streams=True)
+        try:
+            with self._stop.cancels(call), self._errors_rebuilt():
+                for chunk in call:
+                    assembler.add(chunk.data)
+                    self.bytes_down += len(chunk.data)
+        finally:
+            call.cancel()
+        self._down.took(ref.size_bytes, time.monotonic() - started)
+        return assembler.finish()
+
+    def _parts(self, header: pb.PushHeader, data: bytearray) -> Iterator[pb.PushChunk]:
+        yield pb.PushChunk(header=header)
+        view = memoryview(data)
+        start = 0
+        while start < len(view):
+            part = bytes(view[start : start + self._up.size_bytes])
+            began = time.monotonic()
+            # gRPC asks for the next part when it has room for it.
+            yield pb.PushChunk(data=part)
+            self._up.took(len(part), time.monotonic() - began)
+            self.bytes_up += len(part)
+            start += len(part)
+
+    def _start(self, method: str, request: Any, seconds: float, streams: bool = False) -> Any:
+        with self._opening:
+            if self._channel is None:
+                self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
+                self._stub = CoordinationStub(self._channel)
+            call = getattr(self._stub, method)
+            begin = call if streams else call.future
+            return begin(request, timeout=seconds, metadata=self._metadata)
+
+    def _finished(self, call: Any) -> Any:
+        with self._stop.cancels(call), self._errors_rebuilt():
+            return call.result()
+
+    @contextmanager
+    def _errors_rebuilt(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.FutureCancelledError:
+            self._stop.check()
+            raise ServerUnreachable(f"the connection to {self.address} was closed") from None
+        except grpc.RpcError as error:
+            self._stop.check()
+            raise self._explained(error_from(error)) from None
+
+    def _explained(self, error: CoppiceError) -> CoppiceError:
+        """gRPC's own failures, with the address and what to check."""
+        text = str(error).lower()
+        if type(error) not in (ServerUnreachable, ProtocolMismatch):
+            return error
+        for sign, reason in _REASONS:
+            if sign in text:
+                return ServerUnreachable(
+                    f"no Coppice server can be reached at {self.address}; {reason}"
+                )
+        if isinstance(error, ProtocolMismatch):
+            return error
+        return ServerUnreachable(f"no Coppice server can be reached at {self.address}: {error}")
+
+
+def transfer_seconds(size_bytes: int) -> float:
+    """The deadline of a transfer: a bound that no usable link comes near."""
+    return TRANSFER_SECONDS + size_bytes / SLOWEST_BYTES_PER_SECOND

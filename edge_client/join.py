@@ -1,0 +1,89 @@
+"""`fedclient join`: builds the objects of one device and lets it live."""
+
+from __future__ import annotations
+
+import os
+import platform
+from argparse import Namespace
+from importlib.metadata import PackageNotFoundError, version
+
+from coppice import __version__
+from coppice.app_module import digest_of, read_source
+from coppice.domain import PROTOCOL_VERSION
+from coppice.errors import UnreadableData
+from coppice.wire import coordination_pb2 as pb
+from edge_client.connection import Connection
+from edge_client.console import Console
+from edge_client.journal import Journal
+from edge_client.link import Link
+from edge_client.meter import capability
+from edge_client.state_folder import Identity, StateFolder
+from edge_client.status import Status, StatusFile
+from edge_client.stop import Stop, Stopped
+
+
+def join(arguments: Namespace, folder: StateFolder) -> int:
+    """Join the server and work for it until the end. Returns the exit code."""
+    if not arguments.data.exists():
+        raise UnreadableData(
+            f"{arguments.data} does not exist; give the path of this device's data with --data"
+        )
+    app_digest = digest_of(read_source(arguments.app)) if arguments.app else ""
+    stop = Stop()
+    folder.make()
+    with folder.locked(), stop.on_signals():
+        try:
+            return _live(arguments, folder, app_digest, stop)
+        except Stopped:
+            return stop.exit_code
+
+
+def _live(arguments: Namespace, folder: StateFolder, app_digest: str, stop: Stop) -> int:
+    identity = folder.identity(arguments.name)
+    console = Console()
+    console.say("device", f"{identity.name}, state in {folder.path}")
+    now = Status(pid=os.getpid(), server=arguments.server, name=identity.name)
+    journal = Journal(console, StatusFile(folder.status, now))
+    connection = Connection(arguments.server, identity.name, stop)
+    request = _join_request(identity, arguments, app_digest)
+    with Link(connection, request, stop, journal) as link:
+        link.meet(arguments.wait)
+        # Only now: importing torch takes a small device many seconds, a wrong address none.
+        from edge_client.loop import Device, Plan
+
+        plan = Plan(
+            client_id=identity.name,
+            data=arguments.data,
+            app=arguments.app,
+            app_digest=app_digest,
+            num_threads=arguments.threads,
+            once=arguments.once,
+        )
+        with Device(plan, link, folder, stop, journal) as device:
+            return device.live()
+
+
+def _join_request(identity: Identity, arguments: Namespace, app_digest: str) -> pb.JoinRequest:
+    measured = capability(arguments.threads)
+    return pb.JoinRequest(
+        protocol_version=PROTOCOL_VERSION,
+        device_id=identity.device_id,
+        labels=dict(arguments.label),
+        # codec.capability_to_message would bring torch with it.
+        capability=pb.Capability(
+            memory_bytes=measured.memory_bytes,
+            num_threads=measured.num_threads,
+            machine=measured.machine,
+        ),
+        app_digest=app_digest,
+        software=_software(),
+    )
+
+
+def _software() -> str:
+    # torch's version is read off the installation, because importing it takes so long.
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = "of unknown version"
+    return f"coppice {__version__}, python {platform.python_version()}, torch {torch}"

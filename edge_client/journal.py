@@ -1,0 +1,116 @@
+"""What a running client tells: a person, line by line; `fedclient status`, through a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_client.console import Console, size_text
+from edge_client.meter import Meter
+from edge_client.status import StatusFile
+
+# Only for their names: they import torch, and this is needed before torch is.
+if TYPE_CHECKING:
+    from coppice.method import Task, Update
+    from edge_client.ready import ReadyRun
+
+_METRICS_SHOWN = 4
+
+
+class Journal:
+    """Every event of a device's life that somebody may want to know."""
+
+    def __init__(self, console: Console, status: StatusFile) -> None:
+        self._console = console
+        self._status = status
+
+    @property
+    def phase(self) -> str:
+        """What the device is doing, in the words of `Status`."""
+        return self._status.status.phase
+
+    def enter(self, phase: str, round_number: int | None = None) -> None:
+        """The device does something else now."""
+        if round_number is None:
+            self._status.update(phase=phase)
+        else:
+            self._status.update(phase=phase, round_number=round_number, step=0)
+
+    def step(self, steps_done: int) -> None:
+        """Another local step is done."""
+        self._status.update(step=steps_done)
+
+    def waiting(self, error: Exception, seconds: float) -> None:
+        """There is no server yet."""
+        self._console.warn("waiting", f"{error}; trying for {seconds:.0f} s")
+        self._status.update(last_error=str(error))
+
+    def joined(self, server_name: str, address: str) -> None:
+        """The server knows this device."""
+        self._console.say("joined", f"{server_name or 'server'} at {address}")
+
+    def lost(self, error: Exception) -> None:
+        """The connection broke."""
+        self._console.warn("lost", f"{error}; trying again until it works")
+        self._status.update(phase="reconnecting", last_error=str(error))
+
+    def back(self, address: str, phase: str) -> None:
+        """The connection is there again, and so is what the device was doing."""
+        self._console.say("back", f"connected to {address} again")
+        self._status.update(phase=phase)
+
+    def left(self, reason: str, told: bool) -> None:
+        """The device said goodbye, or tried to; `reason` is empty for an ordinary one."""
+        if not told:
+            self._console.warn("left", "the server could not be told; it will notice")
+        self._status.update(phase="left", last_error=reason)
+
+    def ready(self, run: ReadyRun) -> None:
+        """This device's data are loaded for a run."""
+        self._console.say("run", f"{run.workload.name}, trained by {run.workload.method.name}")
+        self._console.say(
+            "data", f"{len(run.train)} examples to train on, {len(run.held_out)} held out"
+        )
+        self._status.update(run=run.workload.name, round_number=0, step=0)
+
+    def answered(
+        self, task: Task, update: Update, meter: Meter, moved: tuple[int, int], seconds: float
+    ) -> None:
+        """A task is done and receipted. `moved` is in payload bytes, down and up."""
+        if task.kind == "train":
+            done = f"{update.steps} steps of {meter.seconds_per_step:.3f} s"
+        else:
+            done = f"evaluated on {update.num_examples} examples"
+        parts = [
+            done,
+            metrics_text(update.metrics),
+            f"down {size_text(moved[0])}, up {size_text(moved[1])}, {seconds:.1f} s",
+            f"{size_text(meter.peak_resident_bytes)} of memory",
+        ]
+        self._console.say(f"round {task.round_number}", ", ".join(part for part in parts if part))
+        now = self._status.status
+        self._status.update(
+            bytes_down=now.bytes_down + moved[0], bytes_up=now.bytes_up + moved[1], last_error=""
+        )
+
+    def gone(self, error: Exception) -> None:
+        """The task that the device was working on does not count any more."""
+        self._console.warn(f"round {self._status.status.round_number}", str(error))
+        self._status.update(last_error=str(error))
+
+    def over(self, name: str, state: str, reason: str) -> None:
+        """A run has ended."""
+        self._console.say("over", f"{name} {state}{': ' if reason else ''}{reason}")
+        self._status.update(run="", round_number=0, step=0)
+
+    def kept(self, path: Path, metrics: Mapping[str, float]) -> None:
+        """The model of a run is on this device."""
+        here = f", {metrics_text(metrics)} on what is held out here" if metrics else ""
+        self._console.say("model", f"{path}{here}")
+
+
+def metrics_text(metrics: Mapping[str, float]) -> str:
+    """The first few metrics: loss 0.412, accuracy 0.93."""
+    shown = list(metrics.items())[:_METRICS_SHOWN]
+    return ", ".join(f"{name} {value:.4g}" for name, value in shown)

@@ -1,0 +1,141 @@
+"""A connection that lasts: it joins, waits out failures, joins again, and says goodbye."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TypeVar
+
+from coppice.domain import BlobRef
+from coppice.errors import CoppiceError, NotJoined, Retryable
+from coppice.wire import coordination_pb2 as pb
+from edge_client.backoff import Backoff
+from edge_client.connection import Answer, Connection
+from edge_client.heartbeat import Heartbeat
+from edge_client.journal import Journal
+from edge_client.stop import Stop, Stopped
+
+T = TypeVar("T")
+
+
+class Link:
+    """Calls that only return when they succeeded, or failed for good. Leaving it says goodbye."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        request: pb.JoinRequest,
+        stop: Stop,
+        journal: Journal,
+        backoff: Backoff | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`request` is what this device joins with, the first time and again."""
+        self.heartbeat = Heartbeat(connection)
+        self._connection = connection
+        self._request = request
+        self._stop = stop
+        self._journal = journal
+        self._backoff = backoff if backoff is not None else Backoff()
+        self._clock = clock
+        self._joined = False
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.goodbye(error)
+
+    @property
+    def bytes_moved(self) -> tuple[int, int]:
+        """Payload bytes received and sent so far."""
+        return self._connection.bytes_down, self._connection.bytes_up
+
+    def meet(self, wait_seconds: float) -> None:
+        """The first contact. Raises ServerUnreachable when there was none after so long."""
+        deadline = self._clock() + wait_seconds
+        told = False
+        while not self._joined:
+            try:
+                self._join()
+            except Retryable as error:
+                left = deadline - self._clock()
+                if left <= 0:
+                    raise
+                if not told:
+                    self._journal.waiting(error, wait_seconds)
+                    told = True
+                self._connection.close()
+                self._stop.wait(min(self._backoff.next_seconds(), left))
+        self._backoff.reset()
+
+    def poll(self, request: pb.PollRequest) -> pb.PollReply:
+        """Wait for work, for ever if need be."""
+        return self._until_done(lambda: self._connection.poll(request))
+
+    def fetch(self, ref: BlobRef) -> bytearray:
+        """The blob's bytes."""
+        return self._until_done(lambda: self._connection.fetch(ref))
+
+    def push(self, task_id: int, answer: Answer, data: bytearray) -> pb.Receipt:
+        """Send an answer until its receipt is there; sending it twice does no harm."""
+        return self._until_done(lambda: self._connection.push(task_id, answer, data))
+
+    def goodbye(self, error: BaseException | None = None) -> None:
+        """Tell the server that this device leaves, and why if it fails; end the heartbeat."""
+        self.heartbeat.end()
+        if self._joined:
+            self._joined = False
+            reason = _reason(error)
+            self._journal.left(reason, told=self._leave(reason))
+        self._connection.close()
+        self.heartbeat.join()
+
+    def _join(self) -> None:
+        reply = self._connection.join(self._request)
+        self._joined = True
+        self.heartbeat.start(reply.heartbeat_seconds)
+        self._journal.joined(reply.server_name, self._connection.address)
+
+    def _leave(self, reason: str) -> bool:
+        try:
+            self._connection.leave(reason)
+        except (CoppiceError, Stopped):
+            return False
+        return True
+
+    def _until_done(self, attempt: Callable[[], T]) -> T:
+        before = self._journal.phase
+        lost = unknown = False
+        while True:
+            try:
+                if unknown:
+                    self._join()
+                    unknown = False
+                result = attempt()
+            except (Retryable, NotJoined) as error:
+                if isinstance(error, NotJoined):
+                    unknown = True
+                elif not lost:
+                    lost = True
+                    self._journal.lost(error)
+                self._connection.close()
+                self._stop.wait(self._backoff.next_seconds())
+            else:
+                self._backoff.reset()
+                if lost:
+                    self._journal.back(self._connection.address, before)
+                return result
+
+
+def _reason(error: BaseException | None) -> str:
+    """What the server is told. Of a foreign error only the type: its text may quote data."""
+    if error is None or isinstance(error, Stopped):
+        return ""
+    return str(error) if isinstance(error, CoppiceError) else type(error).__name__

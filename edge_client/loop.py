@@ -1,0 +1,212 @@
+"""The life of a device: poll, get ready for a run, fetch, work, push, and poll again.
+
+All of it blocks, in the main thread; a second thread only says that the device is alive. Before
+this begins, `Link` has joined the server; it also waits out whatever the network does.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from coppice.domain import Capability, ClientId, TaskKind
+from coppice.errors import (
+    InvalidMessage,
+    RoundClosed,
+    TaskAbandoned,
+    UnknownBlob,
+    UnknownTask,
+    UpdateRefused,
+)
+from coppice.method import Task
+from coppice.wire import coordination_pb2 as pb
+from coppice.wire.codec import blob_from_message, capability_to_message, task_from_offer
+from coppice.wire.payload import encode
+from edge_client.backoff import LONGEST_SECONDS, Backoff
+from edge_client.journal import Journal
+from edge_client.link import Link
+from edge_client.meter import Meter, capability
+from edge_client.model_keeper import ModelKeeper
+from edge_client.payloads import Payloads
+from edge_client.ready import ReadyRun, get_ready
+from edge_client.state_folder import StateFolder
+from edge_client.stop import Stop
+
+#: The round went on without this device, which is nobody's fault: ask for the next task.
+_TOO_LATE = (RoundClosed, TaskAbandoned)
+#: The server does not want what it got, or lost what it offered: ask again, but not at once.
+_REFUSED = (UpdateRefused, UnknownTask, UnknownBlob)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the user asked of this device."""
+
+    client_id: ClientId
+    data: Path
+    #: The user's app module and its digest; None and empty without one.
+    app: Path | None
+    app_digest: str
+    num_threads: int | None
+    #: End with the first run.
+    once: bool
+
+
+class Device:
+    """One device, from the first poll to the goodbye at its exit."""
+
+    def __init__(
+        self, plan: Plan, link: Link, folder: StateFolder, stop: Stop, journal: Journal
+    ) -> None:
+        self._plan = plan
+        self._link = link
+        self._folder = folder
+        self._stop = stop
+        self._journal = journal
+        self._payloads = Payloads(link)
+        self._models = ModelKeeper(folder.model)
+        self._refusals = Backoff()
+        self._ready: ReadyRun | None = None
+        self._choice: pb.Choice | None = None
+        torch.set_num_threads(self._capability().num_threads)
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._link.goodbye(error)
+        self._models.save()
+
+    def live(self) -> int:
+        """Work for ever; with `once`, until the first run is over. Returns the exit code.
+
+        Raises Stopped when the process was asked to end, and a Fatal error when it has to.
+        """
+        while True:
+            self._journal.enter("waiting")
+            reply = self._link.poll(self._poll_request())
+            try:
+                self._react(reply)
+            except (*_TOO_LATE, *_REFUSED) as error:
+                self._give_up(error)
+            if self._plan.once and reply.HasField("over"):
+                return 1 if reply.over.state == "failed" else 0
+
+    def _poll_request(self) -> pb.PollRequest:
+        ready = self._ready
+        return pb.PollRequest(
+            run_id=ready.run_id if ready else 0,
+            num_examples=len(ready.train) if ready else 0,
+            capability=capability_to_message(self._capability()),
+            choice=self._choice,
+            app_digest=self._plan.app_digest,
+        )
+
+    def _react(self, reply: pb.PollReply) -> None:
+        match reply.WhichOneof("reply"):
+            case "run":
+                self._prepare(reply.run)
+            case "terms":
+                self._choose(reply.terms)
+            case "task":
+                self._work(reply.task)
+            case "over":
+                self._end_run(reply.over)
+            case _:
+                self._stop.wait(min(reply.wait.retry_seconds, LONGEST_SECONDS))
+
+    def _prepare(self, offer: pb.RunOffer) -> None:
+        """Load this device's data as the run reads them."""
+        plan = self._plan
+        self._journal.enter("preparing")
+        self._ready = self._choice = None
+        self._ready = get_ready(offer, plan.client_id, plan.data, plan.app, self._folder.private)
+        self._journal.ready(self._ready)
+
+    def _choose(self, terms: pb.TermsOffer) -> None:
+        """Answer a round's terms; the next poll carries the choice."""
+        ready = self._expected(self._ready.run_id if self._ready else 0)
+        self._journal.enter("fetching", terms.round_number)
+        payload = self._payloads.get(blob_from_message(terms.payload))
+        local = ready.local(terms.round_number, self._capability(), self._meter())
+        choice = ready.half.choose(payload, local)
+        self._choice = pb.Choice(
+            round_number=terms.round_number, values_json=json.dumps(dict(choice))
+        )
+
+    def _work(self, offer: pb.TaskOffer) -> None:
+        """Do a task and send the answer."""
+        ready, meter = self._expected(offer.run_id), self._meter()
+        started, (down, up) = time.monotonic(), self._link.bytes_moved
+        self._choice = None
+        # What an earlier attempt staged never got a receipt.
+        ready.private.drop()
+        with self._link.heartbeat.working_on(offer.task_id, meter):
+            task = self._fetch(offer)
+            local = ready.local(task.round_number, self._capability(), meter)
+            self._models.hold(ready, task, local, {})
+            self._journal.enter("training" if task.kind is TaskKind.TRAIN else "evaluating")
+            update = ready.answer(task, local)
+            self._stop.check()
+            self._journal.enter("pushing")
+            self._link.push(offer.task_id, update, encode(update.payload))
+        ready.private.promote()
+        self._refusals.reset()
+        if task.kind is TaskKind.EVALUATE:
+            self._models.hold(ready, task, local, update.metrics)
+        moved = (self._link.bytes_moved[0] - down, self._link.bytes_moved[1] - up)
+        self._journal.answered(task, update, meter, moved, time.monotonic() - started)
+
+    def _fetch(self, offer: pb.TaskOffer) -> Task:
+        self._journal.enter("fetching", offer.round_number)
+        return task_from_offer(offer, self._payloads.get(blob_from_message(offer.payload)))
+
+    def _end_run(self, over: pb.RunOver) -> None:
+        """Keep the run's model; forget what only the run needed."""
+        ready = self._expected(over.run_id)
+        self._ready = self._choice = None
+        self._journal.over(ready.workload.name, over.state, over.reason)
+        if over.HasField("keep"):
+            task = self._fetch(over.keep)
+            local = ready.local(task.round_number, self._capability(), self._meter())
+            self._journal.enter("evaluating")
+            self._models.hold(ready, task, local, ready.answer(task, local).metrics)
+        if kept := self._models.save():
+            self._journal.kept(self._folder.model, kept.metrics)
+        ready.private.forget()
+
+    def _give_up(self, error: Exception) -> None:
+        """The task is gone; the device is not."""
+        if self._ready is not None:
+            self._ready.private.drop()
+        self._stop.check()
+        self._journal.gone(error)
+        if isinstance(error, _REFUSED):
+            self._stop.wait(self._refusals.next_seconds())
+
+    def _expected(self, run_id: int) -> ReadyRun:
+        if self._ready is None or self._ready.run_id != run_id:
+            raise InvalidMessage(f"the server spoke of run {run_id}, which it had not offered")
+        return self._ready
+
+    def _capability(self) -> Capability:
+        return capability(self._plan.num_threads)
+
+    def _meter(self) -> Meter:
+        def on_step(steps_done: int) -> None:
+            self._journal.step(steps_done)
+            if self._stop.requested:
+                meter.abandon()
+
+        meter = Meter(on_step)
+        return meter

@@ -1,0 +1,77 @@
+"""What a running client tells `fedclient status`, through a file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from edge_client.state_folder import write_file
+
+WRITE_EVERY_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a client is doing."""
+
+    pid: int
+    server: str
+    name: str
+    #: Name of the run that the device is ready for; empty for none.
+    run: str = ""
+    round_number: int = 0
+    #: "joining", "waiting", "preparing", "fetching", "training", "evaluating", "pushing",
+    #: "reconnecting" or "left".
+    phase: str = "joining"
+    #: Local steps done in the current task.
+    step: int = 0
+    last_error: str = ""
+    bytes_down: int = 0
+    bytes_up: int = 0
+    #: When the phase began, in seconds since the epoch, by the device's clock.
+    since: float = 0.0
+
+
+class StatusFile:
+    """Keeps the file up to date, sparing the card: every change of phase, else every 2 seconds."""
+
+    def __init__(
+        self,
+        path: Path,
+        status: Status,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = path
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self.status = replace(status, since=wall_clock())
+        self._write()
+
+    def update(self, **changes: Any) -> None:
+        """Change some fields of the status."""
+        before = self.status.phase
+        self.status = replace(self.status, **changes)
+        if self.status.phase != before:
+            self.status = replace(self.status, since=self._wall_clock())
+        elif self._clock() - self._written_at < WRITE_EVERY_SECONDS:
+            return
+        self._write()
+
+    def _write(self) -> None:
+        self._written_at = self._clock()
+        # Not made durable: after a power cut the status would be wrong anyway.
+        write_file(self._path, json.dumps(asdict(self.status)).encode(), durable=False)
+
+
+def read_status(path: Path) -> Status | None:
+    """The last status that was written; None when there is none that can be read."""
+    try:
+        plain = json.loads(path.read_bytes())
+        return Status(**{item.name: plain[item.name] for item in fields(Status)})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
