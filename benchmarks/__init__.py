@@ -1,0 +1,1 @@
+"""One scenario a file; `python -m benchmarks` lists and runs them."""

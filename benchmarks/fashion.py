@@ -1,0 +1,124 @@
+"""FedAvg on Fashion-MNIST over real processes: accuracy and seconds of every round."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.processes import RunningServer, all_started, server
+from coppice.domain import DataSpec
+from coppice.partition import DirichletPartitioner
+from coppice.readers import read
+from server.printing import size, table
+
+DESCRIPTION = "conv2 on Fashion-MNIST, non-IID clients: accuracy and seconds of every round"
+
+_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+    "Ankle boot",
+)  # fmt: skip
+_TIMEOUT_SECONDS = 6 * 3600.0
+
+_RUN = """\
+name = "fashion"
+seed = {seed}
+[model]
+name = "conv2"
+[data]
+classes = {classes}
+input_shape = [1, 28, 28]
+scale = 255.0
+mean = [0.286]
+std = [0.353]
+held_out = 0.0
+[method]
+name = "fedavg"
+local_steps = 5
+batch_size = 20
+learning_rate = {learning_rate}
+[cohort]
+size = {clients}
+[evaluation]
+data = "test.npz"
+every = {every}
+[stop]
+rounds = {rounds}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("../shared/data/fashion_mnist"),
+        help="folder of the four IDX files (default: %(default)s)",
+    )
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--alpha", type=float, default=0.5, help="of the Dirichlet split")
+    parser.add_argument("--learning-rate", type=float, default=0.1)
+    parser.add_argument("--every", type=int, default=5, help="rounds between two evaluations")
+    parser.add_argument("--seed", type=int, default=1)
+
+
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One run, start to end. Returns a case a round."""
+    if not arguments.data.is_dir():
+        raise SystemExit(f"there is no folder {arguments.data}: name it with --data")
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        _deal_out(arguments, folder)
+        with server(folder / "server") as running:
+            cases = _train(running, arguments, folder)
+    shown = [case for case in cases if "accuracy" in case]
+    rows = [
+        (case["round"], f"{case['accuracy']:.4f}", f"{case['seconds']:.2f}",
+         size(case["bytes_down"]), size(case["bytes_up"]))
+        for case in shown
+    ]  # fmt: skip
+    print(table(("round", "test accuracy", "seconds", "down", "up"), rows))
+    median = statistics.median(case["seconds"] for case in cases[1:])
+    print(f"\nmedian of {median:.2f} s a round, {arguments.clients} clients on this machine")
+    return cases
+
+
+def _deal_out(arguments: argparse.Namespace, folder: Path) -> None:
+    spec = DataSpec(classes=_CLASSES, input_shape=(1, 28, 28))
+    train = read(arguments.data / "train-images-idx3-ubyte.gz", spec)
+    test = read(arguments.data / "t10k-images-idx3-ubyte.gz", spec)
+    np.savez(folder / "test.npz", x=test.inputs, y=test.labels)
+    partitioner = DirichletPartitioner(num_partitions=arguments.clients, alpha=arguments.alpha)
+    for number, part in enumerate(partitioner.partition(train.labels, seed=arguments.seed)):
+        np.savez(folder / f"{number}.npz", x=train.inputs[part], y=train.labels[part])
+
+
+def _train(
+    running: RunningServer, arguments: argparse.Namespace, folder: Path
+) -> list[dict[str, Any]]:
+    clients = [
+        ("edge_client", "join", running.address, "--name", f"c{n}", "--threads", "1", "--once",
+         "--data", str(folder / f"{n}.npz"), "--state", str(folder / f"state-{n}"))
+        for n in range(arguments.clients)
+    ]  # fmt: skip
+    toml = _RUN.format(classes=[*_CLASSES], **vars(arguments)).replace("'", '"')
+    with all_started(folder / "clients.log", clients):
+        run_id = running.api.post("/runs", {"toml": toml, "folder": str(folder)})["run_id"]
+        running.wait_until_ended(run_id, _TIMEOUT_SECONDS)
+    evaluations = running.api.get(f"/runs/{run_id}/evaluations")
+    accuracy = {item["round_number"]: item["metrics"]["accuracy"] for item in evaluations}
+    return [
+        {
+            "round": item["round_number"],
+            "seconds": item["closed_at"] - item["opened_at"],
+            "bytes_down": item["bytes_down"],
+            "bytes_up": item["bytes_up"],
+        }
+        | ({"accuracy": accuracy[item["round_number"]]} if item["round_number"] in accuracy else {})
+        for item in running.api.get(f"/runs/{run_id}/rounds")
+    ]

@@ -1,0 +1,79 @@
+"""A client that takes part in every round and trains nothing: fetch, check, push, poll.
+
+A process of its own that imports no torch, so that fifty of them fit on one machine:
+`python -m benchmarks.light_client ADDRESS NAME UPDATE_FILE APP_DIGEST`. With `heartbeats` in place
+of the file it only sends heartbeats, and prints how long each took, in seconds.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coppice.domain import PROTOCOL_VERSION, BlobRef
+from coppice.errors import CoppiceError
+from coppice.wire import coordination_pb2 as pb
+from edge_client.connection import Connection
+
+_HEARTBEAT_PAUSE_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """An answer of one example and no steps."""
+
+    num_examples: int = 1
+    steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def main() -> None:
+    """Take part until the run is over."""
+    address, name, update, app_digest = sys.argv[1:]
+    connection = Connection(address, name)
+    connection.join(
+        pb.JoinRequest(
+            protocol_version=PROTOCOL_VERSION, device_id=f"light-{name}", app_digest=app_digest
+        )
+    )
+    if update == "heartbeats":
+        _send_heartbeats(connection)
+    else:
+        _take_part(connection, update, app_digest)
+
+
+def _take_part(connection: Connection, update: str, app_digest: str) -> None:
+    with Path(update).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        answer: Any = data
+        run_id = 0
+        while True:
+            poll = pb.PollRequest(run_id=run_id, num_examples=1, app_digest=app_digest)
+            reply = connection.poll(poll)
+            match reply.WhichOneof("reply"):
+                case "run":
+                    run_id = reply.run.run_id
+                case "task":
+                    payload = reply.task.payload
+                    connection.fetch(BlobRef(payload.digest, payload.size_bytes))
+                    connection.push(reply.task.task_id, _Nothing(), answer)
+                case "over":
+                    return
+
+
+def _send_heartbeats(connection: Connection) -> None:
+    while True:
+        began = time.perf_counter()
+        try:
+            connection.heartbeat(pb.HeartbeatRequest())
+        except CoppiceError:
+            return
+        print(f"{time.perf_counter() - began:.6f}", flush=True)
+        time.sleep(_HEARTBEAT_PAUSE_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
