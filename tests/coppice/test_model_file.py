@@ -1,0 +1,190 @@
+"""Model files: what is saved is read again; what is not a model is refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from coppice.app import app_digest, build_model, make_app
+from coppice.domain import AppSpec, DataSpec, MethodSpec, ModelSpec, Workload
+from coppice.errors import AppMismatch, DiskFull, StoreUnusable, UnreadableData
+from coppice.model_file import ModelInfo, load_model, load_tensors, read_info, save_model
+from coppice.tensors import buffers_of, parameters_of
+
+WORKLOAD = Workload(
+    name="digits",
+    seed=3,
+    model=ModelSpec(name="conv2", norm="batch"),
+    data=DataSpec(classes=("zero", "one"), input_shape=(1, 4, 4), mean=(0.5,)),
+    method=MethodSpec(name="fedavg", settings={"local_steps": 5, "learning_rate": 0.1}),
+)
+INFO = ModelInfo(
+    workload=WORKLOAD, round_number=12, metrics={"accuracy": 0.9}, written_by="fedserver 0.1.0"
+)
+
+
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return parameters_of(model) | buffers_of(model)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    save_model(path, tensors_of(build_model(make_app(WORKLOAD), seed=1)), INFO)
+    return path
+
+
+def test_a_saved_model_predicts_as_before(saved: Path) -> None:
+    model = build_model(make_app(WORKLOAD), seed=1).eval()
+    loaded, info = load_model(saved)
+    assert info == INFO
+    assert not loaded.training
+    assert isinstance(loaded.get_buffer("norm1.num_batches_tracked"), torch.Tensor)
+    inputs = torch.arange(32.0).reshape(2, 1, 4, 4)
+    assert torch.equal(loaded(inputs), model(inputs))
+
+
+def test_tensors_and_origin_can_be_read_alone(saved: Path) -> None:
+    assert read_info(saved) == INFO
+    tensors = load_tensors(saved)
+    wanted = tensors_of(build_model(make_app(WORKLOAD), seed=1))
+    assert tensors.keys() == wanted.keys()
+    assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
+    shared = torch.arange(6.0)
+    path = tmp_path / "m.safetensors"
+    save_model(path, {"all": shared, "end": shared[3:], "turned": shared.reshape(2, 3).T}, INFO)
+    assert load_tensors(path)["end"].tolist() == [3, 4, 5]
+    assert load_tensors(path)["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_the_file_is_replaced_whole_and_nothing_is_left_beside_it(saved: Path) -> None:
+    save_model(saved, {"w": torch.zeros(1)}, INFO)
+    assert list(load_tensors(saved)) == ["w"]
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [
+        (errno.ENOSPC, DiskFull, "no space is left"),
+        (errno.EDQUOT, DiskFull, "no space is left"),
+        (errno.EIO, StoreUnusable, "cannot be written: Input/output error"),
+    ],
+)
+def test_a_failed_write_leaves_the_old_file(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], message: str
+) -> None:
+    before = saved.read_bytes()
+
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(kind, match=message):
+        save_model(saved, {"w": torch.zeros(1)}, INFO)
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnusable, match=r"none/m\.safetensors cannot be written: No such file"):
+        save_model(tmp_path / "none" / "m.safetensors", {}, INFO)
+
+
+def test_both_file_and_folder_are_synced_around_the_rename(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def watch_fsync(descriptor: int) -> None:
+        done.append("folder" if Path(f"/proc/self/fd/{descriptor}").resolve().is_dir() else "file")
+        fsync(descriptor)
+
+    def watch_replace(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", watch_fsync)
+    monkeypatch.setattr(Path, "replace", watch_replace)
+    save_model(saved, {"w": torch.zeros(1)}, INFO)
+    assert done == ["file", "rename", "folder"]
+
+
+@pytest.mark.parametrize("cut", [0, 4, 100, -1])
+def test_a_damaged_file_is_refused(saved: Path, cut: int) -> None:
+    saved.write_bytes(saved.read_bytes()[:cut])
+    for read in (read_info, load_tensors, load_model):
+        with pytest.raises(UnreadableData, match=r"model\.safetensors is not a model of Coppice"):
+            read(saved)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+    for read in (read_info, load_tensors, load_model):
+        with pytest.raises(UnreadableData, match="does not exist"):
+            read(tmp_path / "none.safetensors")
+        with pytest.raises(UnreadableData, match="cannot be read"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"coppice": "no json"},
+        {"coppice": "[" * 100_000},
+        {"coppice": "{}"},
+        {"coppice": json.dumps({"workload": 3, "round_number": 1})},
+    ],
+)
+def test_a_file_of_another_program_is_only_tensors(
+    tmp_path: Path, metadata: dict[str, str]
+) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"w": torch.ones(2)}, path, metadata=metadata)
+    with pytest.raises(UnreadableData, match="not a model of Coppice"):
+        load_model(path)
+    assert load_tensors(path)["w"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_tensors_of_another_model_are_refused(saved: Path, change: str) -> None:
+    tensors: dict[str, Any] = load_tensors(saved)
+    if change == "extra":
+        tensors["more"] = torch.zeros(1)
+    else:
+        tensors["fc2.bias"] = torch.zeros(3)
+    if change == "missing":
+        del tensors["fc2.bias"]
+    save_model(saved, tensors, INFO)
+    with pytest.raises(UnreadableData, match="more" if change == "extra" else r"fc2\.bias"):
+        load_model(saved)
+
+
+def test_a_model_of_an_app_needs_the_apps_module(tmp_path: Path) -> None:
+    app = tmp_path / "mine.py"
+    app.write_text(
+        "import torch\ndef model(): return torch.nn.Linear(2, 1)\n"
+        "def loss(outputs, targets): return outputs.mean()\n"
+        "def load_data(path): return None\n"
+    )
+    spec = AppSpec(name="mine.py", digest=app_digest(app))
+    workload = Workload(name="mine", app=spec, method=MethodSpec(name="fedavg"))
+    path = tmp_path / "m.safetensors"
+    info = ModelInfo(workload=workload, round_number=1, metrics={}, written_by="a test")
+    save_model(path, {"weight": torch.tensor([[2.0, 3.0]]), "bias": torch.tensor([1.0])}, info)
+    model, _ = load_model(path, app)
+    assert model(torch.tensor([10.0, 100.0])).item() == 321
+    with pytest.raises(AppMismatch, match=r"the app mine\.py"):
+        load_model(path)

@@ -1,0 +1,183 @@
+"""The page in a real browser, over a real coordinator whose devices work when they are told to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, ViewportSize, expect
+
+from coppice.domain import ClientId
+from server.records import NewEvent
+from tests.server.dashboard.stage import PATIENCE_SECONDS, SPEC, Stage, Theatre
+
+DESK = ViewportSize(width=1280, height=900)
+PHONE = ViewportSize(width=390, height=844)
+HOSTILE = "<img src=x onerror=\"document.title='hacked'\">"
+ROUNDS = SPEC.stop.rounds
+
+expect.set_options(timeout=PATIENCE_SECONDS * 1000)
+
+
+@pytest.fixture
+def theatre(tmp_path: Path) -> Iterator[Theatre]:
+    with Theatre(tmp_path).open() as theatre:
+        yield theatre
+
+
+@contextmanager
+def opened(
+    browser: Browser, theatre: Theatre, viewport: ViewportSize = DESK, dark: bool = False
+) -> Iterator[Page]:
+    """The page in a window of its own, whose console stays silent."""
+    context = browser.new_context(viewport=viewport, color_scheme="dark" if dark else "light")
+    page = context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(theatre.url)
+    yield page
+    assert said == []
+    context.close()
+
+
+async def submit(stage: Stage) -> int:
+    return await stage.coordinator.submit(SPEC)
+
+
+async def finish(stage: Stage) -> None:
+    """Let the run go to its end."""
+    stage.let(3 * 2 * ROUNDS)
+
+
+def rows(page: Page, table: str) -> list[str]:
+    return page.locator(f"#{table} tbody tr").all_inner_texts()
+
+
+def test_a_run_is_seen_from_nothing_to_its_end_without_a_reload(
+    browser: Browser, theatre: Theatre
+) -> None:
+    with opened(browser, theatre) as page:
+        page.evaluate("window.loadedOnce = true")
+        expect(page.locator("#empty")).to_contain_text("fedserver run submit")
+        expect(page.locator("#clients-table")).to_contain_text("No device has joined yet")
+        expect(page.locator("#link")).to_have_text("live")
+
+        run_id = theatre.do(submit)
+        expect(page.locator("#run-name")).to_have_text("digits")
+        expect(page.locator("#run-state")).to_have_text("running")
+        expect(page.locator("#run-phase")).to_contain_text("0 of 3 are ready")
+        expect(page.locator("#empty")).to_be_hidden()
+        expect(page.locator("#metric-chart")).to_contain_text("Nothing measured yet")
+
+        theatre.do(lambda stage: stage.enter("pi-1", "pi-2", "pi-3"))
+        expect(page.locator("#clients-table tbody tr")).to_have_count(3)
+        expect(page.locator("#clients-about")).to_contain_text("3 working")
+        expect(page.locator("#run-phase")).to_contain_text("waiting for 3 of 3: pi-1, pi-2, pi-3")
+        expect(page.locator("#run-round")).to_have_text(f"Round 1 of {ROUNDS}")
+
+        theatre.do(finish)
+        expect(page.locator("#run-state")).to_have_text("finished")
+        expect(page.locator("#run-progress")).to_have_js_property("value", ROUNDS)
+        expect(page.locator("#rounds-table tbody tr")).to_have_count(ROUNDS)
+        assert re.split(r"\s+", rows(page, "rounds-table")[0])[:4] == [
+            "4",
+            "committed",
+            "3",
+            "84.0",
+        ]
+        expect(page.locator("#run-facts")).to_contain_text("84.0 %")
+        path = page.locator("#metric-chart path.clients").get_attribute("d") or ""
+        assert len(re.findall("[ML]", path)) == ROUNDS
+        expect(page.locator("#loss-chart path.training")).to_be_visible()
+        expect(page.locator("#runs-table a")).to_have_attribute("href", f"#run={run_id}")
+        expect(page.locator("#run-model")).to_have_attribute("href", f"api/runs/{run_id}/model")
+        expect(page.locator("#log")).to_contain_text("run digits finished")
+        assert page.evaluate("window.loadedOnce")
+
+
+def test_what_a_device_says_is_shown_as_text(browser: Browser, theatre: Theatre) -> None:
+    async def mischief(stage: Stage) -> None:
+        await stage.enter(HOSTILE, labels={HOSTILE: HOSTILE})
+        await stage.coordinator.leave(ClientId(HOSTILE), f"bye {HOSTILE}")
+        await stage.resources.write(
+            stage.store.append, events=[NewEvent("call_refused", f"refused {HOSTILE}")]
+        )
+
+    with opened(browser, theatre) as page:
+        theatre.do(mischief)
+        expect(page.locator("#log li.bad")).to_contain_text(HOSTILE)
+        expect(page.locator("#clients-table tbody th")).to_have_text(HOSTILE)
+        expect(page.locator("#clients-table .state")).to_have_text(f"left: bye {HOSTILE}")
+        assert page.locator("img").count() == 0
+        assert page.title() == "Coppice"
+
+
+def test_the_curve_tells_its_numbers(browser: Browser, theatre: Theatre) -> None:
+    theatre.do(submit)
+    theatre.do(lambda stage: stage.enter("pi-1", "pi-2", "pi-3"))
+    theatre.do(finish)
+    with opened(browser, theatre) as page:
+        expect(page.locator("#run-state")).to_have_text("finished")
+        chart = page.locator("#metric-chart svg")
+        expect(chart).to_have_attribute("aria-label", re.compile("84.0 % after round 4"))
+        box = chart.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + 60, box["y"] + 80)
+        expect(page.locator("#metric-chart .tip")).to_contain_text("Round 1")
+        expect(page.locator("#metric-chart .tip")).to_contain_text("60.0 %")
+        page.mouse.move(0, 0)
+        expect(page.locator("#metric-chart .tip")).to_be_hidden()
+        chart.focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#metric-chart .tip")).to_contain_text("Round 2")
+
+
+def test_an_earlier_run_can_be_picked(browser: Browser, theatre: Theatre) -> None:
+    async def two_runs(stage: Stage) -> None:
+        first = await stage.coordinator.submit(SPEC)
+        await stage.coordinator.stop_run(first)
+        await stage.coordinator.submit(SPEC)
+
+    theatre.do(two_runs)
+    with opened(browser, theatre) as page:
+        expect(page.locator("#run-about")).to_contain_text("run 2")
+        page.locator("#runs-table a").last.click()
+        expect(page.locator("#run-about")).to_contain_text("run 1")
+        expect(page.locator("#run-state")).to_have_text("stopped")
+        expect(page.locator("#runs-table tr[aria-current]")).to_contain_text("1 digits")
+
+
+def test_a_lost_connection_is_told_and_found_again(browser: Browser, tmp_path: Path) -> None:
+    theatre = Theatre(tmp_path)
+    context = browser.new_context(viewport=DESK)
+    page = context.new_page()
+    with theatre.open():
+        page.goto(theatre.url)
+        expect(page.locator("#link")).to_have_text("live")
+        expect(page.locator("#lost")).to_be_hidden()
+    expect(page.locator("#lost")).to_contain_text("connection to the server is lost")
+    with theatre.open():
+        expect(page.locator("#lost")).to_be_hidden()
+        theatre.do(submit)
+        expect(page.locator("#run-name")).to_have_text("digits")
+        context.close()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_the_page_fits_the_screen(
+    browser: Browser, theatre: Theatre, tmp_path: Path, viewport: ViewportSize, dark: bool
+) -> None:
+    theatre.do(submit)
+    theatre.do(lambda stage: stage.enter("pi-kitchen", "pi-barn", "a" * 63))
+    theatre.do(finish)
+    with opened(browser, theatre, viewport, dark) as page:
+        expect(page.locator("#rounds-table tbody tr")).to_have_count(ROUNDS)
+        expect(page.locator("#metric-chart path.clients")).to_be_visible()
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]

@@ -1,0 +1,237 @@
+"""A server on loopback that does what a test tells it, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from coppice.app import build_model, make_app
+from coppice.domain import (
+    AppSpec,
+    BlobRef,
+    DataSpec,
+    MethodSpec,
+    ModelSpec,
+    Workload,
+)
+from coppice.errors import CoppiceError
+from coppice.tensors import Payload, parameters_of
+from coppice.wire import coordination_pb2 as pb
+from coppice.wire.chunks import blob_ref, split
+from coppice.wire.codec import blob_to_message, workload_to_json
+from coppice.wire.coordination_pb2_grpc import (
+    CoordinationServicer,
+    add_CoordinationServicer_to_server,
+)
+from coppice.wire.payload import encode
+from coppice.wire.status import CLIENT_KEY, status_of
+
+#: A test that waits longer than this has failed.
+PATIENCE_SECONDS = 60.0
+
+WORKLOAD = Workload(
+    name="tiny",
+    seed=7,
+    model=ModelSpec(name="mlp", hidden=(3,)),
+    data=DataSpec(classes=("left", "right"), input_shape=(4,), held_out=0.25),
+    method=MethodSpec(name="fedavg", settings={"local_steps": 2, "batch_size": 4}),
+)
+
+
+def app_workload(source: bytes, held_out: float = 0.25) -> Workload:
+    """A run of an app module."""
+    return Workload(
+        name="own",
+        app=AppSpec(name="own_app.py", digest=blob_ref(source).digest, held_out=held_out),
+        method=MethodSpec(name="fedavg", settings={"local_steps": 2, "batch_size": 4}),
+    )
+
+
+def model_payload(seed: int = 0) -> Payload:
+    """A model of WORKLOAD, as FedAvg sends it."""
+    return {"parameters": parameters_of(build_model(make_app(WORKLOAD), seed)), "buffers": {}}
+
+
+@dataclass
+class Call:
+    """One call as it arrived."""
+
+    method: str
+    client_id: str
+    request: Any
+
+
+@dataclass
+class Gate:
+    """Holds calls until it is opened or they are cancelled; says when one has come."""
+
+    reached: threading.Event = field(default_factory=threading.Event)
+    opened: threading.Event = field(default_factory=threading.Event)
+
+
+class FakeServer(CoordinationServicer):
+    """Answers polls from a queue, serves blobs, and takes every update."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.calls: list[Call] = []
+        self.pushed: list[tuple[pb.PushHeader, bytes]] = []
+        #: What the next calls of a method fail with.
+        self.errors: dict[str, list[CoppiceError]] = defaultdict(list)
+        #: Methods whose calls wait.
+        self.gates: dict[str, Gate] = {}
+        #: How many more times a blob arrives damaged.
+        self.damage: dict[str, int] = defaultdict(int)
+        self.wanted = True
+        self.heartbeat_seconds = 0.05
+        self._blobs: dict[str, bytearray] = {}
+        self._replies: queue.Queue[pb.PollReply] = queue.Queue()
+        self._changed = threading.Condition()
+        self._server = grpc.server(
+            ThreadPoolExecutor(16),
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10),
+            ],
+        )
+        add_CoordinationServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self._server.start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        """End at once, as if the process were killed."""
+        self._server.stop(grace=None).wait()
+
+    # ---- what a test prepares ----
+
+    def add_blob(self, payload: Payload) -> BlobRef:
+        data = encode(payload)
+        ref = blob_ref(data)
+        self._blobs[ref.digest] = data
+        return ref
+
+    def reply(self, **reply: Any) -> None:
+        """Answer the next poll with this."""
+        self._replies.put(pb.PollReply(**reply))
+
+    def offer_run(self, workload: Workload = WORKLOAD, run_id: int = 1) -> None:
+        self.reply(run=pb.RunOffer(run_id=run_id, workload_json=workload_to_json(workload)))
+
+    def task(self, ref: BlobRef, **changes: Any) -> pb.TaskOffer:
+        values: dict[str, Any] = {
+            "task_id": 11,
+            "run_id": 1,
+            "kind": "train",
+            "round_number": 1,
+            "payload": blob_to_message(ref),
+            "settings_json": '{"learning_rate": 0.1}',
+            "deadline_seconds": 60.0,
+        }
+        return pb.TaskOffer(**(values | changes))
+
+    def offer_task(self, ref: BlobRef, **changes: Any) -> None:
+        self.reply(task=self.task(ref, **changes))
+
+    def end_run(
+        self, keep: BlobRef | None = None, state: str = "finished", reason: str = ""
+    ) -> None:
+        over = pb.RunOver(run_id=1, state=state, reason=reason)
+        if keep is not None:
+            over.keep.CopyFrom(self.task(keep, kind="keep", round_number=9))
+        self.reply(over=over)
+
+    def gate(self, method: str) -> Gate:
+        """Hold the calls of a method from now on."""
+        return self.gates.setdefault(method, Gate())
+
+    # ---- what a test looks at ----
+
+    def of(self, method: str) -> list[Any]:
+        """The requests of a method so far."""
+        with self._changed:
+            return [call.request for call in self.calls if call.method == method]
+
+    def wait_for(self, method: str, count: int = 1) -> Any:
+        """The request of a method that makes it `count`."""
+        with self._changed:
+            arrived = self._changed.wait_for(
+                lambda: sum(call.method == method for call in self.calls) >= count, PATIENCE_SECONDS
+            )
+        assert arrived, f"{method} was called {len(self.of(method))} times, not {count}"
+        return self.of(method)[count - 1]
+
+    # ---- the calls ----
+
+    def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext) -> pb.JoinReply:  # noqa: N802
+        self._arrived("Join", request, context)
+        return pb.JoinReply(server_name="fake", heartbeat_seconds=self.heartbeat_seconds)
+
+    def PollTask(self, request: pb.PollRequest, context: grpc.ServicerContext) -> pb.PollReply:  # noqa: N802
+        self._arrived("PollTask", request, context)
+        ended = threading.Event()
+        context.add_callback(ended.set)
+        while not ended.is_set():
+            try:
+                reply = self._replies.get(timeout=0.05)
+            except queue.Empty:
+                continue
+            if not ended.is_set():
+                return reply
+            self._replies.put(reply)
+        return pb.PollReply(wait=pb.Wait())
+
+    def FetchBlob(  # noqa: N802
+        self, request: pb.FetchRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.Chunk]:
+        self._arrived("FetchBlob", request, context)
+        data = bytearray(self._blobs[request.digest])
+        if self.damage[request.digest] > 0:
+            self.damage[request.digest] -= 1
+            data[-1] ^= 1
+        for part in split(data, request.chunk_bytes):
+            yield pb.Chunk(data=part)
+
+    def PushUpdate(  # noqa: N802
+        self, parts: Iterator[pb.PushChunk], context: grpc.ServicerContext
+    ) -> pb.Receipt:
+        header = next(parts).header
+        self._arrived("PushUpdate", header, context)
+        data = b"".join(part.data for part in parts)
+        assert blob_ref(data) == BlobRef(header.blob.digest, header.blob.size_bytes)
+        self.pushed.append((header, data))
+        return pb.Receipt(task_id=header.task_id, digest=header.blob.digest)
+
+    def Heartbeat(  # noqa: N802
+        self, request: pb.HeartbeatRequest, context: grpc.ServicerContext
+    ) -> pb.HeartbeatReply:
+        self._arrived("Heartbeat", request, context)
+        return pb.HeartbeatReply(wanted=self.wanted)
+
+    def Leave(self, request: pb.LeaveRequest, context: grpc.ServicerContext) -> pb.LeaveReply:  # noqa: N802
+        self._arrived("Leave", request, context)
+        return pb.LeaveReply()
+
+    def _arrived(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
+        caller = str(dict(context.invocation_metadata())[CLIENT_KEY])
+        with self._changed:
+            self.calls.append(Call(method, caller, request))
+            self._changed.notify_all()
+        gate = self.gates.get(method)
+        if gate is not None:
+            gate.reached.set()
+            context.add_callback(gate.opened.set)
+            assert gate.opened.wait(PATIENCE_SECONDS)
+        if self.errors[method]:
+            code, details, metadata = status_of(self.errors[method].pop(0))
+            context.set_trailing_metadata(metadata)
+            context.abort(code, details)

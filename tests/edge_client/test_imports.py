@@ -1,0 +1,76 @@
+"""What a device's process may hold after a whole life: every module costs a Pi memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.edge_client.fake_server import PATIENCE_SECONDS, FakeServer, model_payload
+
+ROOT = Path(__file__).parents[2]
+
+#: Packages that no device needs, or only for data of their own kind.
+FORBIDDEN = {
+    "PIL",
+    "alembic",
+    "fastapi",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "server",
+    "sklearn",
+    "sqlalchemy",
+    "starlette",
+    "sympy",
+    "uvicorn",
+}
+
+#: Constructing any optimiser of torch.optim brings these, some 70 MiB.
+FORBIDDEN_IN_TORCH = ("torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes")
+
+LIFE = """
+import json, sys
+{before}
+code = 0
+if sys.argv[1:]:
+    from edge_client.cli import main
+    code = main(sys.argv[1:])
+print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)
+"""
+
+
+def modules_after(before: str, *arguments: str | Path) -> set[str]:
+    """The modules that a process holds at its end, which must be a good one."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIFE.format(before=before), *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=True,
+    )
+    code, modules = json.loads(done.stderr)
+    assert code == 0, done.stdout
+    return set(modules)
+
+
+def test_device_holds_nothing_that_it_does_not_need(
+    server: FakeServer, data: Path, tmp_path: Path
+) -> None:
+    ref = server.add_blob(model_payload())
+    server.offer_run()
+    server.offer_task(ref)
+    server.offer_task(ref, task_id=12, kind="evaluate")
+    server.end_run(keep=ref)
+    held = modules_after(
+        "", "join", server.address, "--data", data, "--state", tmp_path / "state", "--once"
+    )
+    assert len(server.pushed) == 2, "the test is about a device that worked"
+    assert {"torch", "grpc", "psutil"} <= held
+    assert {name.partition(".")[0] for name in held} & FORBIDDEN == set()
+    assert [name for name in held if name.startswith(FORBIDDEN_IN_TORCH)] == []
+    bare = modules_after("import torch")
+    optimisers = {name for name in held if name.startswith("torch.optim")}
+    assert optimisers <= bare, "more of torch.optim than torch itself imports"

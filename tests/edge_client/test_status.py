@@ -1,0 +1,66 @@
+"""The status file: always whole, and written no more often than needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge_client.status import Status, StatusFile, read_status
+
+START = Status(pid=7, server="host:1", name="kitchen")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(path: Path) -> tuple[StatusFile, Clock]:
+    clock = Clock()
+    return StatusFile(path, START, clock, wall_clock=clock), clock
+
+
+def test_status_is_there_from_the_start(tmp_path: Path) -> None:
+    make(tmp_path / "status.json")
+    assert read_status(tmp_path / "status.json") == Status(7, "host:1", "kitchen", since=100.0)
+
+
+def test_change_of_phase_is_written_at_once(tmp_path: Path) -> None:
+    file, clock = make(tmp_path / "status.json")
+    clock.now = 100.5
+    file.update(phase="training", round_number=3)
+    written = read_status(tmp_path / "status.json")
+    assert written is not None
+    assert (written.phase, written.round_number, written.since) == ("training", 3, 100.5)
+
+
+def test_other_changes_are_written_every_two_seconds(tmp_path: Path) -> None:
+    file, clock = make(tmp_path / "status.json")
+    steps = []
+    for tick in range(1, 10):
+        clock.now = 100.0 + tick / 2
+        file.update(step=tick)
+        written = read_status(tmp_path / "status.json")
+        assert written is not None
+        steps.append(written.step)
+    assert steps == [0, 0, 0, 4, 4, 4, 4, 8, 8]
+
+
+def test_what_was_not_written_is_not_lost(tmp_path: Path) -> None:
+    file, _ = make(tmp_path / "status.json")
+    file.update(step=5)
+    file.update(phase="pushing")
+    written = read_status(tmp_path / "status.json")
+    assert written is not None
+    assert written.step == 5
+
+
+def test_missing_or_damaged_status_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    assert read_status(path) is None
+    path.write_text('{"pid": 1')
+    assert read_status(path) is None
+    path.write_text("[]")
+    assert read_status(path) is None

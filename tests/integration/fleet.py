@@ -1,0 +1,301 @@
+"""The real programs as processes of a test: a server, its devices, and what the server tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from coppice.errors import CoppiceError
+from server.api_client import ApiClient
+from server.config import WHERE_FILE
+from server.store import Store
+
+T = TypeVar("T")
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+ANY_PORT = "127.0.0.1:0"
+
+#: Nothing takes so long, even on a busy machine; a test that waits for longer has failed.
+PATIENCE_SECONDS = 60.0
+_GLANCE_SECONDS = 0.02
+_TAIL_LINES = 40
+
+
+class Program:
+    """A process in a session of its own, with a file of what it prints."""
+
+    def __init__(self, log: Path, module: str, *arguments: object, **variables: str) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, *module.split(), *map(str, arguments)],
+                cwd=ROOT,
+                env=environment(**variables),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def printed(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = PATIENCE_SECONDS) -> int:
+        """The exit code, once it has ended by itself."""
+        return self.process.wait(seconds)
+
+    def terminate(self) -> int:
+        self.send(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL, for it and all that it started in its session."""
+        if self.is_running:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(PATIENCE_SECONDS)
+
+    def close(self) -> None:
+        self.kill()
+        print(f"---- {self.log.name}\n" + "\n".join(self.printed.splitlines()[-_TAIL_LINES:]))
+
+
+class Server:
+    """`fedserver start` on one data folder; killed, it can be started again on the same ports."""
+
+    def __init__(self, folder: Path, *flags: object) -> None:
+        self.data = folder / "server"
+        self.log = folder / "server.log"
+        self._flags = flags
+        self._listen = self._dashboard = ANY_PORT
+
+    def start(self) -> Server:
+        arguments = ("--data", self.data, "--listen", self._listen, "--dashboard", self._dashboard)
+        self.program = Program(
+            self.log, "-m server", "start", *arguments, "--durable", "true", *self._flags
+        )
+        where = until(self._where, "the server is up", self.program)
+        self.address = self._listen = str(where["grpc"])
+        self.url = str(where["dashboard"])
+        self._dashboard = self.url.removeprefix("http://")
+        self.api = ApiClient(self.url)
+        self.news = News(self.api, self.program)
+        return self
+
+    def _where(self) -> dict[str, Any] | None:
+        path = self.data / WHERE_FILE
+        where: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return where if where.get("pid") == self.program.process.pid else None
+
+    def kill(self) -> None:
+        self.program.kill()
+
+    def restart(self) -> None:
+        """Killed if it still runs, then started again; devices are left alone."""
+        self.kill()
+        self.start()
+
+    def close(self) -> None:
+        self.program.close()
+
+    def submit(self, text: str, folder: Path = HERE) -> int:
+        run_id: int = self.api.post("/runs", {"toml": text, "folder": str(folder)})["run_id"]
+        return run_id
+
+    def wait_for(self, kind: str, **fields: object) -> dict[str, Any]:
+        """The first event of this kind with these fields that this process told, or will tell."""
+        return self.news.wait_for(kind, fields)
+
+    def finished(self, run_id: int) -> dict[str, Any]:
+        """The run, once it has come to its proper end."""
+        run = self.ended(run_id)
+        assert run["state"] == "finished", run["reason"]
+        return run
+
+    def ended(self, run_id: int) -> dict[str, Any]:
+        """The run, once it is over."""
+        self.wait_for("run_ended", run_id=run_id)
+        run: dict[str, Any] = self.api.get(f"/runs/{run_id}")
+        return run
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = self.api.get("/status")
+        return status
+
+    def ledger(self, run_id: int) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.api.get(f"/runs/{run_id}/ledger")
+        return rows
+
+    def model(self, run: Mapping[str, Any]) -> Path:
+        """The file of an ended run's model."""
+        return self.data / "models" / f"{run['run_id']}-{run['spec']['name']}.safetensors"
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        """What is on the disk, whether or not the server runs."""
+        store = Store(f"sqlite:///{self.data / 'coppice.sqlite'}")
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+class News:
+    """All that one server process has told in its log, as it tells it."""
+
+    def __init__(self, api: ApiClient, program: Program) -> None:
+        self._program = program
+        self._changed = threading.Condition()
+        self._over = False
+        stream = api.events()
+        # From "listening" on nothing is missed; what came before stands in the log.
+        next(stream)
+        self._events: list[dict[str, Any]] = api.get("/log?newest=true")
+        threading.Thread(target=self._listen, args=(stream,), daemon=True).start()
+
+    def _listen(self, stream: Iterator[dict[str, Any]]) -> None:
+        try:
+            for event in stream:
+                with self._changed:
+                    self._events.append(event)
+                    self._changed.notify_all()
+        except CoppiceError:
+            # The server was killed.
+            pass
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def wait_for(self, kind: str, fields: Mapping[str, object]) -> dict[str, Any]:
+        wanted = {"kind": kind, **fields}
+
+        def found() -> dict[str, Any] | bool:
+            for event in self._events:
+                if wanted.items() <= event.items():
+                    return event
+            return self._over
+
+        with self._changed:
+            event = self._changed.wait_for(found, PATIENCE_SECONDS)
+        assert isinstance(event, dict), f"no event {wanted}; the server printed:\n" + (
+            self._program.printed
+        )
+        return event
+
+
+class Device:
+    """`fedclient join`; killed, it can be started again with the same state."""
+
+    def __init__(self, name: str, folder: Path, data: Path, *flags: object) -> None:
+        self.name = name
+        self.data = data
+        self.state = folder / name
+        self.log = folder / f"{name}.log"
+        self.gate = Gate(folder / f"{name}.gate")
+        self._flags = flags
+
+    def start(self, server: Server | str, *flags: object) -> Device:
+        address = server if isinstance(server, str) else server.address
+        arguments = ("--name", self.name, "--data", self.data, "--state", self.state)
+        self.program = Program(
+            self.log,
+            "-m edge_client",
+            *("join", address, *arguments, "--threads", "1", *self._flags, *flags),
+            GATE=str(self.gate.path),
+        )
+        return self
+
+    def kill(self) -> None:
+        self.program.kill()
+
+    def close(self) -> None:
+        self.gate.open()
+        self.program.close()
+
+
+class Gate:
+    """Where `gated_app.py` holds its device in mid-training, while the gate is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._listener: socket.socket | None = None
+        self._held: list[socket.socket] = []
+
+    def close(self) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.settimeout(PATIENCE_SECONDS)
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+
+    def wait_until_reached(self) -> None:
+        assert self._listener is not None
+        self._held.append(self._listener.accept()[0])
+
+    def open(self) -> None:
+        """Let go who is held, and hold nobody any more."""
+        if self._listener is not None:
+            self.path.unlink()
+            self._listener.close()
+            self._listener = None
+        while self._held:
+            self._held.pop().close()
+
+
+class Fleet:
+    """A server and its devices; whatever still runs when the block ends is killed."""
+
+    def __init__(self, folder: Path, *server_flags: object) -> None:
+        self.folder = folder
+        self.devices: dict[str, Device] = {}
+        self._open = ExitStack()
+        self.server = Server(folder, *server_flags)
+
+    def __enter__(self) -> Fleet:
+        self._open.callback(self.server.close)
+        self.server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def join(self, name: str, data: Path, *flags: object) -> Device:
+        device = self.devices[name] = Device(name, self.folder, data, *flags)
+        device.start(self.server)
+        self._open.callback(device.close)
+        return device
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """What a program of these tests may depend on, and nothing of the caller's."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return kept | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | variables
+
+
+def until(glance: Callable[[], T | None], what: str, program: Program | None = None) -> T:
+    """What `glance` gives, once it gives something: for what no event tells."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < end:
+        if found := glance():
+            return found
+        if program is not None and not program.is_running:
+            break
+        time.sleep(_GLANCE_SECONDS)
+    raise AssertionError(f"not so: {what}" + (f"\n{program.printed}" if program else ""))

@@ -1,0 +1,128 @@
+"""The server killed at bad moments: the run goes on where it was, and nothing counts twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from coppice.domain import ClientId, TaskKind
+from server.records import RoundState
+from tests.integration.fleet import Fleet, Server, until
+from tests.integration.runs import app_file, saved, simulated
+
+TRIES = 5
+
+
+def assert_finished(server: Server, run_id: int, digits: dict[str, Path], text: str) -> None:
+    """To its end, with each update counted once, as if nothing had happened."""
+    run = server.finished(run_id)
+    rows = server.ledger(run_id)
+    assert {row["outcome"] for row in rows} == {"counted"}
+    rounds = range(1, run["round_number"] + 1)
+    assert Counter((row["round_number"], row["client_id"]) for row in rows) == Counter(
+        (round_number, name) for round_number in rounds for name in digits
+    )
+    assert saved(server.model(run)) == simulated(text, digits)
+
+
+def test_server_killed_in_mid_round_keeps_the_update_that_it_has(
+    app_fleet: Fleet, digits: dict[str, Path]
+) -> None:
+    server, devices = app_fleet.server, app_fleet.devices
+    devices["pi-2"].gate.close()
+    devices["pi-3"].gate.close()
+    text = app_file()
+    run_id = server.submit(text)
+    devices["pi-2"].gate.wait_until_reached()
+    devices["pi-3"].gate.wait_until_reached()
+    server.wait_for("update_stored", run_id=run_id, round_number=1, client_id="pi-1")
+    server.kill()
+    with server.store() as store:
+        (before,) = store.updates(run_id, 1)
+
+    server.start()
+    devices["pi-2"].gate.open()
+    devices["pi-3"].gate.open()
+    assert_finished(server, run_id, digits, text)
+    with server.store() as store:
+        after = {update.client_id: update for update in store.updates(run_id, 1)}
+    assert after[ClientId("pi-1")].received_at == before.received_at
+    assert after[ClientId("pi-1")].task_id == before.task_id
+
+
+def test_server_killed_in_mid_aggregation_folds_the_same_updates_again(
+    app_fleet: Fleet, digits: dict[str, Path]
+) -> None:
+    server = app_fleet.server
+    text = app_file(stop=f"{{ rounds = {TRIES} }}")
+    run_id = server.submit(text)
+    assert any(
+        killed_before_the_commit(server, run_id, number) for number in range(1, TRIES + 1)
+    ), f"{TRIES} times the round was committed before the server was dead"
+    assert_finished(server, run_id, digits, text)
+
+
+def killed_before_the_commit(server: Server, run_id: int, round_number: int) -> bool:
+    server.wait_for("aggregation_started", run_id=run_id, round_number=round_number)
+    server.kill()
+    with server.store() as store:
+        record = store.round(run_id, round_number)
+        tasks = store.tasks(run_id, round_number, TaskKind.TRAIN)
+    server.start()
+    assert record is not None
+    assert all(task.closed for task in tasks)
+    return record.state is RoundState.OPEN
+
+
+def test_server_killed_right_after_a_commit_goes_on_with_the_next_round(
+    app_fleet: Fleet, digits: dict[str, Path]
+) -> None:
+    server = app_fleet.server
+    text = app_file()
+    run_id = server.submit(text)
+    server.wait_for("round_committed", run_id=run_id, round_number=2)
+    server.kill()
+    with server.store() as store:
+        assert store.run(run_id).round_number == 2
+    server.start()
+    assert_finished(server, run_id, digits, text)
+
+
+def test_server_killed_while_gathering_waits_for_the_same_devices_again(
+    app_fleet: Fleet, digits: dict[str, Path]
+) -> None:
+    server, late = app_fleet.server, app_fleet.devices["pi-3"]
+    assert late.program.terminate() == 0
+    text = app_file()
+    run_id = server.submit(text)
+
+    def two_are_there() -> bool:
+        status = server.status()
+        return status["phase"] == "gathering" and status["waiting_for"].startswith("clients: 2")
+
+    until(two_are_there, "two devices are ready", server.program)
+    server.restart()
+    late.start(server)
+    assert_finished(server, run_id, digits, text)
+
+
+def test_device_that_died_while_the_server_was_down_is_not_waited_for(
+    app_fleet: Fleet
+) -> None:
+    server, device = app_fleet.server, app_fleet.devices["pi-3"]
+    device.gate.close()
+    run_id = server.submit(
+        app_file(
+            cohort="{ size = 3, lost_after_seconds = 10, gather_seconds = 1 }",
+            stop="{ rounds = 1 }",
+        )
+    )
+    device.gate.wait_until_reached()
+    server.kill()
+    device.kill()
+    server.start()
+    server.finished(run_id)
+    outcomes = {row["client_id"]: row["outcome"] for row in server.ledger(run_id)}
+    assert outcomes == {"pi-1": "counted", "pi-2": "counted", "pi-3": "missing"}

@@ -1,0 +1,100 @@
+"""A small run for the tests of the server, and a round machine's way through it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from coppice.domain import (
+    Capability,
+    ClientId,
+    CohortSpec,
+    DataSpec,
+    EvaluationSpec,
+    MethodSpec,
+    ModelSpec,
+    RunSpec,
+    StopSpec,
+)
+from server.round_events import (
+    ClientArrived,
+    Event,
+    Instruction,
+    RoundOpened,
+    TasksCommitted,
+    UpdateStored,
+)
+from server.rounds import RoundMachine
+from server.selection import cohort_wanted
+
+#: FedAvg without training: what remains is the server's own work.
+SPEC = RunSpec(
+    name="tiny",
+    seed=7,
+    model=ModelSpec(name="mlp", hidden=(4,)),
+    data=DataSpec(classes=("left", "right"), input_shape=(3,)),
+    method=MethodSpec(name="fedavg", settings={"local_steps": 0}),
+    cohort=CohortSpec(size=2),
+    stop=StopSpec(rounds=2),
+)
+
+CAPABILITY = Capability(memory_bytes=2**30, num_threads=4, machine="aarch64")
+
+A, B, C, D = map(ClientId, "abcd")
+
+
+def run_spec(
+    *,
+    rounds: int = 2,
+    target: float | None = None,
+    on_clients: bool = False,
+    every: int = 1,
+    data: str | None = None,
+    **cohort: Any,
+) -> RunSpec:
+    """SPEC with another cohort and end."""
+    return replace(
+        SPEC,
+        cohort=CohortSpec(**({"size": 2} | cohort)),
+        stop=StopSpec(rounds=rounds, target=target),
+        evaluation=EvaluationSpec(on_clients=on_clients, every=every, data=data),
+    )
+
+
+def tell(machine: RoundMachine, *events: Event) -> list[Instruction]:
+    """What the machine answers to all of these."""
+    return [instruction for event in events for instruction in machine.handle(event)]
+
+
+def arrive(machine: RoundMachine, *clients: ClientId) -> list[Instruction]:
+    return tell(machine, *map(ClientArrived, clients))
+
+
+def wanted(machine: RoundMachine, *clients: ClientId) -> tuple[ClientId, ...]:
+    """These clients in the order in which the open round takes them."""
+    return cohort_wanted(machine.spec, machine.round_number, clients)
+
+
+def gathering(spec: RunSpec = SPEC, *clients: ClientId, has_terms: bool = False) -> RoundMachine:
+    """A machine that gathers clients for round 1, some of which are there."""
+    machine = RoundMachine(spec)
+    machine.start()
+    machine.handle(RoundOpened(1, has_terms))
+    arrive(machine, *clients)
+    return machine
+
+
+def reporting(spec: RunSpec = SPEC, *clients: ClientId) -> RoundMachine:
+    """A machine that awaits the updates of these clients, or of a and b, in round 1."""
+    clients = clients or (A, B)
+    machine = gathering(spec, *clients)
+    machine.handle(TasksCommitted(1, clients))
+    return machine
+
+
+def aggregating(spec: RunSpec = SPEC, *clients: ClientId) -> RoundMachine:
+    """A machine that folds the updates of these clients, or of a and b, in round 1."""
+    clients = clients or (A, B)
+    machine = reporting(spec, *clients)
+    tell(machine, *(UpdateStored(1, client) for client in clients))
+    return machine

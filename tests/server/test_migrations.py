@@ -1,0 +1,111 @@
+"""Migrations end in the tables that the code uses, whole or not at all, and only in a store."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic import op
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import inspect
+
+from coppice.errors import StoreUnusable
+from server.store import Store
+from server.tables import metadata
+from tests.server.store_samples import NOON, SPEC
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    # A per cent sign means something in Alembic's configuration.
+    folder = tmp_path / "100%"
+    folder.mkdir()
+    return folder / "coppice.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    with contextlib.closing(Store(f"sqlite:///{path}")) as made:
+        yield made
+
+
+def names(path: Path) -> set[str]:
+    """Tables of a database."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    return {name for (name,) in rows}
+
+
+def test_migrations_from_nothing_give_the_tables_of_the_code(store: Store, path: Path) -> None:
+    store.migrate()
+    with store._database.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    assert names(path) == {*metadata.tables, "alembic_version"}
+
+
+def test_migrations_give_the_keys_and_checks_of_the_code(store: Store, tmp_path: Path) -> None:
+    # Alembic compares neither.
+    def found(each: Store) -> dict[str, object]:
+        with each._database.read() as connection:
+            inspector = inspect(connection)
+            return {
+                table: (inspector.get_pk_constraint(table), inspector.get_check_constraints(table))
+                for table in metadata.tables
+            }
+
+    store.migrate()
+    with contextlib.closing(Store(f"sqlite:///{tmp_path}/made.db")) as made:
+        with made._database.write() as connection:
+            metadata.create_all(connection)
+        assert found(store) == found(made)
+
+
+def test_migrating_again_changes_nothing(store: Store, path: Path) -> None:
+    store.migrate()
+    run_id = store.submit_run(SPEC, NOON)
+    store.close()
+    before = path.read_bytes()
+    store.migrate()
+    store.close()
+    assert path.read_bytes() == before
+    assert store.run(run_id).spec == SPEC
+
+
+def test_a_database_of_a_newer_version_is_refused_and_stays(store: Store, path: Path) -> None:
+    store.migrate()
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    before = path.read_bytes()
+    with pytest.raises(StoreUnusable, match=r"newer version of Coppice \(revision 9999\)"):
+        store.migrate()
+    store.close()
+    assert path.read_bytes() == before
+
+
+def test_a_database_of_another_program_is_refused_and_stays(store: Store, path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    with pytest.raises(StoreUnusable, match="tables of another program"):
+        store.migrate()
+    assert names(path) == {"recipes"}
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise StoreUnusable("the power went")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(op, "create_index", fail)
+        with pytest.raises(StoreUnusable, match="the power went"):
+            store.migrate()
+    assert names(path) == set()
+    store.migrate()
+    assert store.runs() == []
