@@ -25,7 +25,7 @@ check: ## lint, format, types, and the rules for this repository: imports, sizes
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
 	$(VENV) -m mypy
-	$(VENV) -m pytest -q tests/test_repository.py
+	$(VENV) -m pytest -q tests/test_repository.py tests/test_documentation.py
 
 bench: ## what coordination costs: time, processor, memory and bytes of a round
 	@bash deploy/setup.sh bench
