@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from coppice.domain import ModelSpec
 from coppice.models.norms import norm_2d
 from coppice.models.shapes import image_shape
+from coppice.models.start import start_for_relu
 
 #: Up to this many pixels on the shorter side the stem keeps the resolution.
 SMALL_PIXELS = 64
@@ -44,7 +45,7 @@ class ResNet18(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(width_now, num_classes)
-        self._initialise()
+        start_for_relu(self)
         if spec.norm == "none":
             # Without a norm each block doubles the variance of the sum; so all together do.
             for block in blocks:
@@ -55,13 +56,6 @@ class ResNet18(nn.Module):
         values = self.pool(self.blocks(self.stem(inputs)))
         logits: Tensor = self.fc(values.flatten(1))
         return logits
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
 
 class ResidualBlock(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from coppice.domain import ModelSpec
 from coppice.models.norms import norm_1d, norm_2d
 from coppice.models.shapes import image_shape
+from coppice.models.start import start_for_relu
 
 #: Channels of the convolutions; each inner tuple ends in a pooling by 2.
 _BLOCKS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
@@ -42,12 +43,7 @@ class Vgg11(nn.Module):
             nn.ReLU(inplace=True),
             nn.Linear(_FEATURES, num_classes),
         )
-        # torch's own start loses the signal on the way through eleven layers without a norm.
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        start_for_relu(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) → (N, num_classes) logits."""

@@ -1,0 +1,17 @@
+"""The weights that deep models of the registry start from."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def start_for_relu(model: nn.Module) -> None:
+    """He et al. 2015: the signal keeps its size on its way through layers with ReLU.
+
+    torch's own start loses it in models of this depth that have no norm.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
