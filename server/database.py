@@ -104,14 +104,13 @@ class Database:
 
     def _set_up_sqlite(self, durable: bool) -> None:
         def configure(connection: sqlite3.Connection, _: object) -> None:
-            # The driver would begin transactions by itself, late and always as readers.
-            connection.isolation_level = None
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
             connection.execute("PRAGMA foreign_keys=ON")
 
         def begin(connection: Connection) -> None:
             # A writer that begins as a reader can find itself unable to go on; IMMEDIATE waits.
+            # Without an explicit beginning the driver would begin by itself, as a reader.
             writes = connection.get_execution_options().get("coppice_writes", False)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 

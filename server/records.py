@@ -180,10 +180,15 @@ class NewEvent:
     """A line for the log, before it has a number and a time."""
 
     kind: str
+    #: One printable line, whatever a device has put into it.
     text: str
     run_id: int | None = None
     round_number: int | None = None
     client_id: ClientId | None = None
+
+    def __post_init__(self) -> None:
+        shown = "".join(char if char.isprintable() else " " for char in self.text)
+        object.__setattr__(self, "text", shown)
 
 
 @dataclass(frozen=True)

@@ -90,11 +90,11 @@ class StoreReader:
             ).one_or_none()
             return None if row is None else blob_of(*row)
 
-    def evaluations(self, run_id: int) -> list[EvaluationRecord]:
-        """What was measured, in the order of the rounds."""
+    def evaluations(self, run_id: int, after: int = 0) -> list[EvaluationRecord]:
+        """What was measured after the rounds above `after`, in their order."""
         query = (
             select(evaluations)
-            .where(evaluations.c.run_id == run_id)
+            .where(evaluations.c.run_id == run_id, evaluations.c.round_number > after)
             .order_by(evaluations.c.round_number, evaluations.c.place)
         )
         with self._database.read() as connection:
