@@ -155,8 +155,7 @@ def _runs(coordinator: Coordinator, resources: Resources, submit: Submit) -> API
     @routes.get("/{run_id}/evaluations")
     def evaluations(run_id: RunId, after: After = 0) -> list[EvaluationRecord]:
         """What was measured of the models after each round above `after`."""
-        found = store.evaluations(store.run(run_id).run_id)
-        return [item for item in found if item.round_number > after]
+        return store.evaluations(store.run(run_id).run_id, after)
 
     @routes.get("/{run_id}/ledger")
     def ledger(run_id: RunId) -> list[LedgerRow]:
