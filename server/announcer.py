@@ -21,14 +21,14 @@ class Announcer:
         """Tell every listener; never waits."""
         for event in events:
             for queue in list(self._listeners):
-                if queue.full():
+                if queue.qsize() >= BACKLOG:
                     self._cut(queue)
                 else:
                     queue.put_nowait(event)
 
     async def listen(self) -> AsyncIterator[NewEvent]:
         """Events from now on, until the server stops or the listener is too slow."""
-        queue: asyncio.Queue[NewEvent | None] = asyncio.Queue(BACKLOG)
+        queue: asyncio.Queue[NewEvent | None] = asyncio.Queue()
         self._listeners.add(queue)
         try:
             while (event := await queue.get()) is not None:
@@ -37,12 +37,10 @@ class Announcer:
             self._listeners.discard(queue)
 
     def close(self) -> None:
-        """End every listener."""
+        """End every listener, after what it has not heard yet."""
         for queue in list(self._listeners):
             self._cut(queue)
 
     def _cut(self, queue: asyncio.Queue[NewEvent | None]) -> None:
         self._listeners.discard(queue)
-        while not queue.empty():
-            queue.get_nowait()
         queue.put_nowait(None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +22,41 @@ class ApiClient:
     """One server, by the address of its dashboard."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
+        """`url` may come without its http://."""
+        self._url = url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}"
 
     def get(self, path: str) -> Any:
         """What `GET /api<path>` answers."""
-        return self._call(urllib.request.Request(f"{self._url}/api{path}"))
+        with self._open(path) as reply:
+            return json.loads(reply.read() or b"null")
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """What `POST /api<path>` answers."""
-        return self._call(
-            urllib.request.Request(
-                f"{self._url}/api{path}",
-                data=json.dumps(body).encode(),
-                headers={"Content-Type": "application/json"},
-                method="POST",
-            )
-        )
+        with self._open(path, json.dumps(body).encode()) as reply:
+            return json.loads(reply.read() or b"null")
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Events from now on, as the server sends them; ends when the server does."""
-        try:
-            url = f"{self._url}/api/events"
-            with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as lines:
-                for line in lines:
-                    if line.startswith(b"data:"):
-                        yield json.loads(line[len(b"data:") :])
-        except OSError as error:
-            raise self._unreachable(error) from None
+        with self._open("/events") as lines:
+            for line in lines:
+                if line.startswith(b"data:"):
+                    yield json.loads(line[len(b"data:") :])
 
-    def _call(self, request: urllib.request.Request) -> Any:
+    @contextmanager
+    def _open(self, path: str, body: bytes | None = None) -> Iterator[Any]:
         try:
+            headers = {"Content-Type": "application/json"}
+            request = urllib.request.Request(f"{self._url}/api{path}", body, headers)
             with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as reply:
-                return json.loads(reply.read() or b"null")
+                yield reply
         except urllib.error.HTTPError as error:
             raise _error_of(error) from None
         except OSError as error:
             raise self._unreachable(error) from None
-        except ValueError:
-            raise ServerUnreachable(f"{self._url} is not a Coppice dashboard") from None
+        except (http.client.HTTPException, ValueError):
+            raise ServerUnreachable(
+                f"{self._url} does not answer as a Coppice dashboard does; is --server right?"
+            ) from None
 
     def _unreachable(self, error: OSError) -> ServerUnreachable:
         reason = getattr(error, "reason", error)
@@ -69,11 +68,12 @@ class ApiClient:
 
 def _error_of(error: urllib.error.HTTPError) -> CoppiceError:
     try:
-        body = json.loads(error.read())
+        with error:
+            body = json.loads(error.read())
         kind = getattr(errors, body["error"])
         if issubclass(kind, CoppiceError):
             return kind(body["message"])  # type: ignore[no-any-return]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError):
         pass
     return ServerUnreachable(f"the server answered {error.code} {error.reason}")
 

@@ -86,6 +86,8 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _start(arguments: argparse.Namespace) -> None:
     config = resolve(vars(arguments), os.environ)
+    # gRPC would put lines of its own beside ours, as for a port that is in use.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Imported here: `fedserver run` does without torch, gRPC and the web server.
     from server.app import Server
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,6 +16,9 @@ ENVIRONMENT_PREFIX = "COPPICE_"
 DEFAULT_GRPC_PORT = 7433
 DEFAULT_DASHBOARD_PORT = 7480
 DEFAULT_DATA = "coppice-data"
+
+#: HOST:PORT, or the port alone; an IPv6 address stands in brackets.
+_ADDRESS = re.compile(r"(?:(\[[^\s\[\]]+\]|[^\s:\[\]]*):)?([0-9]{1,5})")
 
 #: Name of the file in the data folder that tells where the running server is.
 WHERE_FILE = "server.json"
@@ -58,7 +62,7 @@ def resolve(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> 
     """The configuration. `flags` holds the keys of ServerConfig, and `config`, as given or None.
 
     Raises:
-        RunFileError: A value or key that is not allowed, with its source.
+        RunFileError: A value or key that is not allowed.
     """
     told = _from_file(flags.get("config") or environment.get(ENVIRONMENT_PREFIX + "CONFIG"))
     for field in fields(ServerConfig):
@@ -67,7 +71,7 @@ def resolve(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> 
             told[field.name] = environment[variable]
         if flags.get(field.name) is not None:
             told[field.name] = flags[field.name]
-    data = Path(str(told.get("data", DEFAULT_DATA))).expanduser().absolute()
+    data = Path(os.path.expanduser(told.get("data", DEFAULT_DATA))).absolute()
     return ServerConfig(
         data=data,
         listen=_address("listen", told.get("listen", ""), DEFAULT_GRPC_PORT),
@@ -90,18 +94,23 @@ def _from_file(path: str | None) -> dict[str, Any]:
     allowed = [field.name for field in fields(ServerConfig)]
     if unknown := sorted(told.keys() - set(allowed)):
         raise RunFileError(f"{path}: {unknown[0]} is not a key; allowed are {', '.join(allowed)}")
+    for key, value in told.items():
+        kind, name = (bool, "true or false") if key == "durable" else (str, "a string")
+        if not isinstance(value, kind):
+            raise RunFileError(f"{path}: {key} is {value!r}; allowed is {name}")
     return told
 
 
 def _address(key: str, value: object, default_port: int) -> Address:
-    host, _, port = str(value).rpartition(":")
-    if not port:
+    text = str(value)
+    if not text:
         return Address("127.0.0.1", default_port)
-    if not port.isdecimal() or not 0 <= int(port) < 65536:
+    found = _ADDRESS.fullmatch(text)
+    if found is None or int(found[2]) > 65535:
         raise RunFileError(
             f"{key}: is {value!r}; allowed is HOST:PORT, as in 0.0.0.0:{default_port}"
         )
-    return Address(host.strip("[]") or "127.0.0.1", int(port))
+    return Address((found[1] or "127.0.0.1").strip("[]"), int(found[2]))
 
 
 def _truth(key: str, value: object) -> bool:

@@ -19,7 +19,7 @@ from coppice.errors import (
     UpdateRefused,
 )
 from coppice.wire import coordination_pb2 as pb
-from server.answers import Answer, CheckIn, EndedRun, OpenRun, OpenTerms
+from server.answers import Answer, CheckIn, EndedRun, OpenRun
 from server.bell import Bell
 from server.intake import take_update
 from server.keepsakes import Keepsakes
@@ -58,31 +58,52 @@ class Coordinator:
         self._keepsakes = Keepsakes(resources)
         self._refusals = Refusals(resources)
         self._absent: set[ClientId] = set()
+        #: Held while the next run is chosen, and while one that waits is stopped.
+        self._choosing = asyncio.Lock()
+        self._failures: asyncio.Queue[CoppiceError] = asyncio.Queue()
 
     # ---- life ----
 
     async def run(self) -> None:
         """Drive run after run, until cancelled."""
         clients = await self._resources.threads.store(self._store.clients)
-        self._clients = {client.client_id: client for client in clients}
-        watch = asyncio.create_task(self._watch())
+        self._clients = {client.client_id: client for client in clients if client.left_at is None}
+        works = (self._drive_all(), self._watch(), self._raise_failures())
+        tasks = [asyncio.create_task(work) for work in works]
         try:
-            while True:
-                self._submitted.clear()
-                record = await self._resources.threads.store(self._next_run)
-                if record is None:
-                    await self._submitted.wait()
-                else:
-                    await self._drive(record)
+            # None ends by itself: what one raises stops the server.
+            await asyncio.gather(*tasks)
         finally:
-            watch.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _drive_all(self) -> None:
+        while True:
+            self._submitted.clear()
+            async with self._choosing:
+                record = await self._resources.threads.store(self._next_run)
+            # No pause from here to the driver: who stops a run finds it waiting, or driven.
+            if record is None:
+                await self._submitted.wait()
+            else:
+                await self._drive(record)
+
+    async def _raise_failures(self) -> None:
+        raise await self._failures.get()
+
+    def give_up(self, failure: CoppiceError) -> None:
+        """A call met a store that cannot be used: `run` raises this."""
+        self._failures.put_nowait(failure)
 
     def _next_run(self) -> RunRecord | None:
         return self._store.open_run() or self._store.next_run()
 
     async def _drive(self, record: RunRecord) -> None:
         try:
-            self._driver = RunDriver(record, self._resources, self._bell)
+            self._driver = RunDriver(
+                record, self._resources, self._bell, lambda: self._keepsakes.digests
+            )
             self._bell.ring()
             await self._driver.run()
         except (DiskFull, StoreUnusable):
@@ -112,7 +133,7 @@ class Coordinator:
             for live in self.snapshot().clients.values():
                 if live.presence == "suspect":
                     await self._note_silence(live.client_id, live.seconds_silent)
-                elif live.presence == "lost" and self._driver is not None:
+                elif live.presence in ("lost", "left") and self._driver is not None:
                     self._driver.gone(live.client_id)
                 elif live.presence in ("idle", "working"):
                     self._absent.discard(live.client_id)
@@ -135,16 +156,18 @@ class Coordinator:
 
     async def stop_run(self, run_id: int) -> None:
         """End a run that is queued or running; UnknownRun when it is neither."""
-        if self._driver is not None and self._driver.run_id == run_id:
-            self._driver.stop()
-            return
-        record = await self._resources.threads.store(partial(self._store.run, run_id))
-        if record.state is not RunState.QUEUED:
-            raise UnknownRun(f"run {run_id} has ended already ({record.state})")
-        event = NewEvent("run_ended", f"run {record.spec.name} stopped before it began", run_id)
-        await self._resources.write(
-            self._store.end_run, run_id, RunState.STOPPED, "stopped by an operator", events=[event]
-        )
+        async with self._choosing:
+            if self._driver is not None and self._driver.run_id == run_id:
+                self._driver.stop()
+                return
+            record = await self._resources.threads.store(partial(self._store.run, run_id))
+            if record.ended_at is not None:
+                raise UnknownRun(f"run {run_id} has ended already ({record.state})")
+            event = NewEvent("run_ended", f"run {record.spec.name} stopped before it began", run_id)
+            reason = "stopped by an operator"
+            await self._resources.write(
+                self._store.end_run, run_id, RunState.STOPPED, reason, events=[event]
+            )
 
     def snapshot(self) -> Snapshot:
         """The present moment."""
@@ -177,7 +200,8 @@ class Coordinator:
         event = NewEvent("client_left", text, client_id=client_id)
         await self._resources.write(self._store.leave_client, client_id, reason, events=[event])
         self._clients.pop(client_id, None)
-        self._polls.pop(client_id, None)
+        if self._polls.pop(client_id, None) is not None:
+            self._bell.ring()
         self._resources.presence.left(client_id)
         if self._driver is not None:
             self._driver.gone(client_id)
@@ -199,12 +223,13 @@ class Coordinator:
         """A sign of life. Returns whether the task is still wanted."""
         self.require_joined(client_id)
         self._resources.presence.working(client_id, task_id or None, steps, resident)
-        task = self._driver.tasks.get(client_id) if self._driver is not None else None
-        return task_id == 0 or (task is not None and task.task_id == task_id)
+        return task_id == 0 or (self._driver is not None and self._driver.wants(client_id, task_id))
 
     async def poll(self, check_in: CheckIn) -> Answer:
         """Wait until there is something for this client, POLL_SECONDS at most."""
         client = self.require_joined(check_in.client_id)
+        if client.client_id in self._polls:
+            self._bell.ring()
         ticket = self._polls[client.client_id] = object()
         end = asyncio.get_running_loop().time() + POLL_SECONDS
         with self._resources.presence.polling(client.client_id):
@@ -226,6 +251,9 @@ class Coordinator:
                 if self._driver is not None and self._polls.get(client.client_id) is ticket:
                     self._driver.gone(client.client_id)
                 raise
+            finally:
+                if self._polls.get(client.client_id) is ticket:
+                    del self._polls[client.client_id]
         if isinstance(answer, TaskRecord):
             self._resources.presence.working(client.client_id, answer.task_id)
         return answer
@@ -250,9 +278,8 @@ class Coordinator:
             return task
         choice = None
         if driver.terms is not None:
-            round_number = driver.machine.round_number
-            if check_in.choice is None or check_in.choice[0] != round_number:
-                return OpenTerms(round_number, driver.terms)
+            if check_in.choice is None or check_in.choice[0] != driver.terms.round_number:
+                return driver.terms
             choice = check_in.choice[1]
         driver.arrived(
             Participant(
@@ -273,7 +300,7 @@ class Coordinator:
             if (task := self._driver.tasks.get(client_id)) is not None:
                 offered.add(task.payload.digest)
             if self._driver.terms is not None:
-                offered.add(self._driver.terms.digest)
+                offered.add(self._driver.terms.payload.digest)
         if digest not in offered and not self._keepsakes.offers(client_id, digest):
             raise UnknownBlob(f"blob {digest[:12]} is not (or no longer) offered to {client_id}")
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
+import queue
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from coppice.app import App, build_model, make_app
 from coppice.data import Examples
@@ -130,7 +133,9 @@ class _Child:
             raise DataError(f"method {workload.method.name} has no global model to evaluate")
         model = build_model(app, workload.seed)
         assign(model, models["global"])
-        return {"metrics": evaluate(model, app, examples)}
+        metrics = evaluate(model, app, examples)
+        # A diverged model has metrics that are not finite; those cannot be compared.
+        return {"metrics": {key: value for key, value in metrics.items() if math.isfinite(value)}}
 
     def _examples(self, request: Mapping[str, Any], workload: Workload) -> tuple[App, Examples]:
         key = (request["workload"], request["app"], request["data"])
@@ -141,11 +146,23 @@ class _Child:
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until there are no more, or nobody is there to read an answer."""
     os.nice(_NICENESS)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    # What an app prints is for people, not for the parent.
+    os.dup2(2, 1)
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests,), daemon=True).start()
     child = _Child()
+    while True:
+        print(json.dumps(child.answer(json.loads(requests.get()))), file=answers)
+
+
+def _read(requests: queue.SimpleQueue[str]) -> NoReturn:
     for line in sys.stdin:
-        print(json.dumps(child.answer(json.loads(line))), flush=True)
+        requests.put(line)
+    # The parent is gone. An evaluation may still be going on, for nobody.
+    os._exit(0)
 
 
 if __name__ == "__main__":

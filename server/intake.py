@@ -10,7 +10,12 @@ from coppice.errors import InvalidMessage, InvalidPayload, UnknownTask, UpdateRe
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire import payload as wire
 from coppice.wire.chunks import MAX_CHUNK_BYTES
-from coppice.wire.codec import blob_from_message, check_push_header, metrics_from_message
+from coppice.wire.codec import (
+    MAX_COUNT,
+    blob_from_message,
+    check_push_header,
+    metrics_from_message,
+)
 from server.records import NewEvent, TaskRecord, UpdateRecord
 from server.resources import Resources
 
@@ -29,6 +34,8 @@ async def take_update(
         UpdateRefused, InvalidMessage, UnknownTask, RoundClosed, TransferBroken: Nothing is stored.
     """
     check_push_header(header)
+    if header.task_id >= MAX_COUNT:
+        raise UnknownTask(f"there is no task {header.task_id}")
     store, threads = resources.store, resources.threads
     task = await threads.store(partial(store.task, header.task_id))
     if task.client_id != client_id:

@@ -22,8 +22,9 @@ class Refusals:
         """Count one; `known` tells whether the client has joined."""
         self.count += 1
         store, write = self._resources.store, self._resources.write
+        kind = type(error).__name__
         # A stranger may call itself anything: its name makes no kinds of its own.
-        key = (client_id if known else None, f"{type(error).__name__}: {error}"[:200])
+        key = (client_id, f"{kind}: {error}"[:200]) if known else (None, kind)
         events = []
         if key not in self._logged and len(self._logged) < _MAX_KINDS:
             self._logged.add(key)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coppice.domain import ClientId
+from coppice.domain import ClientId, TaskKind
 from server.records import RoundState, RunRecord, TaskRecord
-from server.round_events import Instruction
+from server.round_events import EvaluationDone, Instruction
 from server.rounds import RoundMachine
-from server.store import Store
+from server.store import ON_CLIENTS, Store
 
 
 def resume(
@@ -19,15 +19,22 @@ def resume(
     Returns:
         Its first instructions, and the tasks that are not answered yet.
     """
-    last = record.round_number
-    machine.evaluating = _unevaluated(record, store)
+    last = machine.round_number = record.round_number
+    if _target_reached(record):
+        # The server stopped between the evaluation and the end.
+        return machine.handle(EvaluationDone(record.best_round or last, "server", True)), {}
+    evaluated = {
+        item.where for item in store.evaluations(record.run_id) if item.round_number == last
+    }
+    if last and record.spec.evaluation.data is not None and record.spec.evaluation_due(last):
+        machine.evaluating = {last} if "server" not in evaluated else set()
     opened = store.round(record.run_id, last + 1)
     if opened is not None and opened.state is RoundState.OPEN:
         tasks = store.tasks(record.run_id, last + 1)
-        if tasks and all(task.closed for task in tasks):
-            return machine.resume_aggregating(last + 1), {}
+    elif ON_CLIENTS not in evaluated:
+        tasks = store.tasks(record.run_id, last, TaskKind.EVALUATE)
     else:
-        tasks = store.open_tasks(record.run_id)
+        tasks = []
     if not tasks:
         return machine.start(last), {}
     return _resume_tasks(machine, tasks, store, now)
@@ -37,24 +44,20 @@ def _resume_tasks(
     machine: RoundMachine, tasks: Sequence[TaskRecord], store: Store, now: float
 ) -> tuple[list[Instruction], dict[ClientId, TaskRecord]]:
     answered = {task.client_id for task in tasks if store.update(task.task_id) is not None}
-    waiting = {task.client_id: task for task in tasks if task.client_id not in answered}
-    first = tasks[0]
-    instructions = machine.resume_reporting(
-        first.round_number,
-        waiting,
-        [task.client_id for task in tasks if task.client_id in answered],
-        first.deadline_at - now,
-        first.kind,
-    )
-    return instructions, waiting
-
-
-def _unevaluated(record: RunRecord, store: Store) -> set[int]:
-    """The last round, when its evaluation on the server is due and not stored."""
-    last = record.round_number
-    if not last or record.spec.evaluation.data is None or not record.spec.evaluation_due(last):
-        return set()
-    done = {
-        item.round_number for item in store.evaluations(record.run_id) if item.where == "server"
+    waiting = {
+        task.client_id: task for task in tasks if task.client_id not in answered and not task.closed
     }
-    return {last} - done
+    reported = [task.client_id for task in tasks if task.client_id in answered]
+    first = tasks[0]
+    if first.closed and first.kind is TaskKind.TRAIN:
+        return machine.resume_closed(first.round_number, reported), {}
+    seconds = first.deadline_at - now
+    return (
+        machine.resume_reporting(first.round_number, waiting, reported, seconds, first.kind),
+        waiting,
+    )
+
+
+def _target_reached(record: RunRecord) -> bool:
+    target, best = record.spec.stop.target, record.best_value
+    return target is not None and best is not None and record.spec.evaluation.reaches(best, target)

@@ -98,11 +98,11 @@ class RoundMachine:
             *self._close_if_complete(),
         ]
 
-    def resume_aggregating(self, round_number: int) -> list[Instruction]:
+    def resume_closed(self, round_number: int, reported: Iterable[ClientId]) -> list[Instruction]:
         """Go on with a round whose tasks were closed before the server stopped."""
         self.round_number = round_number
-        self.phase = Phase.AGGREGATING
-        return [Aggregate(round_number)]
+        self.reported = list(reported)
+        return self._close()
 
     # ---- events ----
 

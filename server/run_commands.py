@@ -165,16 +165,17 @@ def _stop(arguments: argparse.Namespace) -> None:
 
 def _log(arguments: argparse.Namespace) -> None:
     api, run_id = _api(arguments), arguments.run_id
-    # Listening starts before the reading, so that nothing falls between the two.
-    news = api.events() if arguments.follow else iter(())
+    # Asked before the reading: what an ended run has in its log is all there will be.
+    ended = api.get(f"/runs/{run_id}")["ended_at"] is not None
     last = 0
     while page := api.get(f"/runs/{run_id}/log?after={last}&limit={_PAGE}"):
         for event in page:
             _print_event(event, as_json=arguments.json)
         last = page[-1]["event_id"]
-    if api.get(f"/runs/{run_id}")["ended_at"] is not None:
+    if ended or not arguments.follow:
         return
-    for _ in news:
+    # The first event says that listening has begun, so nothing falls between the two.
+    for _ in api.events():
         for event in api.get(f"/runs/{run_id}/log?after={last}&limit={_PAGE}"):
             _print_event(event, as_json=arguments.json)
             last = event["event_id"]

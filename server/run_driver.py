@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 from coppice.aggregation import MeanMetrics
-from coppice.domain import BlobRef, ClientId, Metrics, Participant, TaskKind
-from coppice.errors import AppError, DataError
+from coppice.domain import BlobRef, ClientId, Participant, TaskKind
+from server.answers import OpenTerms
 from server.bell import Bell
+from server.judge import Judge, shown
 from server.records import NewEvent, RunRecord, RunState, TaskRecord
 from server.resources import Resources
 from server.resumption import resume
@@ -21,7 +22,6 @@ from server.round_events import (
     ClientGone,
     DeadlinePassed,
     EndRun,
-    EvaluationDone,
     Event,
     FailRound,
     FoldEvaluation,
@@ -40,6 +40,7 @@ from server.round_events import (
 from server.rounds import RoundMachine
 from server.run_work import RunWork
 from server.selection import has_labels
+from server.store import ON_CLIENTS
 
 #: Blobs younger than this are never swept: a row that names them may be on its way.
 _SWEEP_AGE_SECONDS = 10.0
@@ -48,31 +49,38 @@ _SWEEP_AGE_SECONDS = 10.0
 class RunDriver:
     """One run, from its first round or from where the server stopped, to its end."""
 
-    def __init__(self, record: RunRecord, resources: Resources, bell: Bell) -> None:
-        """`bell` rings whenever a pending poll may have an answer."""
+    def __init__(
+        self, record: RunRecord, resources: Resources, bell: Bell, kept: Callable[[], set[str]]
+    ) -> None:
+        """Prepare.
+
+        Args:
+            bell: Rings whenever a pending poll may have an answer.
+            kept: Digests of blobs that clients of other runs may still fetch.
+        """
         self.run_id = record.run_id
         self.spec = record.spec
         self.machine = RoundMachine(record.spec)
-        #: Unanswered open tasks.
+        #: Unanswered open tasks; none before the store has told which there are.
         self.tasks: dict[ClientId, TaskRecord] = {}
-        #: What clients choose from in the open round; None where there is no choice.
-        self.terms: BlobRef | None = None
+        #: What clients choose from in the newest round; None where there is no choice.
+        self.terms: OpenTerms | None = None
         self._record = record
         self._resources = resources
         self._store = resources.store
         self._bell = bell
+        self._kept = kept
         self._work = RunWork(record.spec, resources.blobs)
         self._state_blob = record.state_blob
-        #: The best round so far, its value and its state.
-        self._best: tuple[int, float, BlobRef] | None = None
-        if record.best_round and record.best_value is not None and record.best_blob:
-            self._best = (record.best_round, record.best_value, record.best_blob)
         #: Bytes that devices fetched for the open tasks.
         self._sent_bytes = 0
         self._participants: dict[ClientId, Participant] = {}
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        #: Who is there when all events that wait in the queue have been handled.
+        self._there: set[ClientId] = set()
+        self._resumed = False
+        self._events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
-        self._evaluations: dict[asyncio.Task[None], str] = {}
+        self._judge = Judge(record, resources, self._events.put_nowait)
 
     # ---- what the coordinator asks and tells ----
 
@@ -82,28 +90,36 @@ class RunDriver:
 
     def arrived(self, participant: Participant) -> None:
         """A client is ready and waits for a task."""
-        self._participants[participant.client_id] = participant
-        if participant.client_id not in self.machine.present:
-            self._events.put_nowait(ClientArrived(participant.client_id))
+        client_id = participant.client_id
+        self._participants[client_id] = participant
+        if client_id not in self._there or client_id not in self.machine.present:
+            self._there.add(client_id)
+            self._events.put_nowait(ClientArrived(client_id))
 
     def gone(self, client_id: ClientId) -> None:
         """A client left, was lost, or its waiting poll broke off."""
-        if client_id in self.machine.known | self.machine.awaited:
+        if client_id in self._there or client_id in self.machine.awaited:
+            self._there.discard(client_id)
             self._events.put_nowait(ClientGone(client_id))
+
+    def wants(self, client_id: ClientId, task_id: int) -> bool:
+        """Whether a client's task still counts. What is not known yet is not taken away."""
+        task = self.tasks.get(client_id)
+        return not self._resumed or (task is not None and task.task_id == task_id)
 
     def sent(self, size_bytes: int) -> None:
         """Bytes went down to a device."""
         self._sent_bytes += size_bytes
 
     def update_stored(self, task: TaskRecord) -> None:
-        """An answer is stored."""
-        self.tasks.pop(task.client_id, None)
-        self._events.put_nowait(UpdateStored(task.round_number, task.client_id))
+        """An answer is stored, now or before."""
+        if self._answered(task):
+            self._events.put_nowait(UpdateStored(task.round_number, task.client_id))
 
     def update_rejected(self, task: TaskRecord) -> None:
         """An answer does not fit its task, which is not offered again."""
-        self.tasks.pop(task.client_id, None)
-        self._events.put_nowait(UpdateRejected(task.round_number, task.client_id))
+        if self._answered(task):
+            self._events.put_nowait(UpdateRejected(task.round_number, task.client_id))
 
     def stop(self) -> None:
         """An operator wants the run to end."""
@@ -118,18 +134,32 @@ class RunDriver:
             instructions, self.tasks = await self._resources.threads.store(
                 partial(resume, self.machine, self._record, self._store, time.time())
             )
-            for round_number in self.machine.evaluating:
-                self._evaluate(round_number, self._known_state)
+            self._go_on()
             while self.machine.phase is not Phase.ENDED:
                 for instruction in instructions:
                     await self._carry_out(instruction)
-                instructions = self.machine.handle(await self._events.get())
+                instructions = self.machine.handle(await self._next_event())
             for instruction in instructions:
                 await self._carry_out(instruction)
         finally:
             self._disarm()
-            for task in self._evaluations:
-                task.cancel()
+            self._judge.cancel()
+
+    def _go_on(self) -> None:
+        """Take up what was under way when the server stopped."""
+        self._resumed = True
+        for round_number in self.machine.evaluating:
+            self._judge.evaluate(round_number, self._known_state)
+        for client_id, task in self.tasks.items():
+            # One that does not come back is noticed by its silence from now on.
+            self._resources.presence.working(client_id, task.task_id)
+        self._bell.ring()
+
+    async def _next_event(self) -> Event:
+        event = await self._events.get()
+        if isinstance(event, BaseException):
+            raise event
+        return event
 
     async def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
@@ -147,7 +177,7 @@ class RunDriver:
             case FailRound(round_number, reason):
                 await self._close_tasks(round_number, TaskKind.TRAIN)
                 text = f"round {round_number} failed: {reason}"
-                event = NewEvent("round_failed", text, self.run_id, round_number)
+                event = self._event("round_failed", text, round_number)
                 await self._write(self._store.fail_round, round_number, events=[event])
             case FoldEvaluation(round_number):
                 await self._fold_evaluation(round_number)
@@ -172,7 +202,8 @@ class RunDriver:
     async def _open_round(self, round_number: int) -> None:
         await self._write(self._store.open_round, round_number)
         work = partial(self._work.terms, round_number)
-        self.terms = await self._resources.threads.compute(work)
+        ref = await self._resources.threads.compute(work)
+        self.terms = None if ref is None else OpenTerms(round_number, ref)
         self._events.put_nowait(RoundOpened(round_number, self.terms is not None))
         self._bell.ring()
 
@@ -206,7 +237,7 @@ class RunDriver:
         state, metrics = await self._resources.threads.compute(
             partial(self._work.aggregate, answers, round_number)
         )
-        text = f"round {round_number} committed: {len(answers)} updates" + _shown(metrics)
+        text = f"round {round_number} committed: {len(answers)} updates" + shown(metrics)
         await self._write(
             self._store.commit_round,
             round_number,
@@ -218,7 +249,7 @@ class RunDriver:
         self._state_blob = state
         evaluates = self.spec.evaluation.data is not None and self.spec.evaluation_due(round_number)
         if evaluates:
-            self._evaluate(round_number, state)
+            self._judge.evaluate(round_number, state)
         self._events.put_nowait(RoundCommitted(round_number, evaluates))
 
     async def _fold_evaluation(self, round_number: int) -> None:
@@ -226,75 +257,30 @@ class RunDriver:
         mean = MeanMetrics()
         for _, record in await self._answers(round_number, TaskKind.EVALUATE):
             mean.add(record.metrics, weight=record.num_examples)
-        await self._evaluated(round_number, "clients", mean.value(), self._known_state)
+        await self._judge.record(round_number, ON_CLIENTS, mean.value(), self._known_state)
 
     async def _end(self, state: RunState, reason: str) -> None:
         self.tasks.clear()
+        # The model that is saved now is the best one for ever.
+        self._judge.cancel()
         await self._export()
         event = self._event("run_ended", f"run {self.spec.name} {state}: {reason}")
         await self._write(self._store.end_run, state, reason, events=[event])
 
     async def _export(self) -> None:
         """Save the best round's model, or the last one's, where people find it."""
-        record = self._store.run(self.run_id)
-        round_number, _, state = self._best or (record.round_number, None, self._known_state)
+        read, run_id = self._resources.threads.store, self.run_id
+        record = await read(partial(self._store.run, run_id))
+        round_number, _, state = self._judge.best or (record.round_number, None, self._known_state)
         evaluations = {
             item.where: item.metrics
-            for item in self._store.evaluations(self.run_id)
+            for item in await read(partial(self._store.evaluations, run_id))
             if item.round_number == round_number
         }
         path = self._resources.model_path(self.run_id, self.spec.name)
         metrics = evaluations.get("server") or evaluations.get("clients") or {}
         export = partial(self._work.export, state, path, round_number, metrics)
         await self._resources.threads.compute(export)
-
-    # ---- evaluation ----
-
-    def _evaluate(self, round_number: int, state: BlobRef) -> None:
-        """Have a state evaluated beside the rounds that follow."""
-        task = asyncio.create_task(self._evaluate_on_server(round_number, state))
-        self._evaluations[task] = state.digest
-        task.add_done_callback(self._evaluations.pop)
-
-    async def _evaluate_on_server(self, round_number: int, state: BlobRef) -> None:
-        spec = self.spec
-        app_path = None if spec.app is None else self._resources.app_path(spec.app.digest)
-        assert spec.evaluation.data is not None
-        try:
-            metrics = await self._resources.evaluator.evaluate(
-                spec.workload,
-                app_path,
-                spec.evaluation.data,
-                self._resources.blobs.path(state.digest),
-            )
-        except (DataError, AppError) as error:
-            event = self._event("evaluation_failed", f"evaluation of round {round_number}: {error}")
-            await self._resources.write(self._store.append, events=[event])
-            self._events.put_nowait(EvaluationDone(round_number, "server", False))
-            return
-        await self._evaluated(round_number, "server", metrics, state)
-
-    async def _evaluated(
-        self, round_number: int, where: str, metrics: Metrics, state: BlobRef
-    ) -> None:
-        """Store an evaluation; the server's decides where there is one, else the clients'."""
-        evaluation, target = self.spec.evaluation, self.spec.stop.target
-        judges = where == "server" or evaluation.data is None
-        value = metrics.get(evaluation.metric) if judges else None
-        best = None
-        if value is not None and evaluation.better(value, self._best and self._best[1]):
-            self._best, best = (round_number, value, state), (value, state)
-        text = f"round {round_number} evaluated on {where}" + _shown(metrics)
-        await self._write(
-            self._store.record_evaluation,
-            round_number,
-            where,
-            metrics,
-            best,
-            events=[self._event("evaluation_done", text)],
-        )
-        reached = value is not None and target is not None and evaluation.reaches(value, target)
-        self._events.put_nowait(EvaluationDone(round_number, where, reached))
 
     # ---- small things ----
 
@@ -305,6 +291,14 @@ class RunDriver:
             self._store.close_tasks, round_number, kind, sent_bytes, events=list(events)
         )
         self.tasks.clear()
+
+    def _answered(self, task: TaskRecord) -> bool:
+        """Strike an open task off; False when it was none: the answer came late, or again."""
+        open_task = self.tasks.get(task.client_id)
+        if open_task is None or open_task.task_id != task.task_id:
+            return False
+        del self.tasks[task.client_id]
+        return True
 
     @property
     def _known_state(self) -> BlobRef:
@@ -323,9 +317,9 @@ class RunDriver:
 
     async def _sweep(self) -> None:
         live = await self._resources.threads.store(self._store.live_blobs)
-        live.update(self._evaluations.values())
+        live |= self._judge.digests | self._kept()
         if self.terms is not None:
-            live.add(self.terms.digest)
+            live.add(self.terms.payload.digest)
         sweep = partial(self._resources.blobs.sweep, live, older_than_seconds=_SWEEP_AGE_SECONDS)
         await self._resources.threads.transfer(sweep)
 
@@ -334,14 +328,12 @@ class RunDriver:
     ) -> Any:
         return await self._resources.write(operation, self.run_id, *arguments, events=events or ())
 
-    def _event(self, kind: str, text: str) -> NewEvent:
-        return NewEvent(kind, text, self.run_id, self.machine.round_number)
+    def _event(self, kind: str, text: str, round_number: int | None = None) -> NewEvent:
+        """A line about a round, by default the newest."""
+        number = self.machine.round_number if round_number is None else round_number
+        return NewEvent(kind, text, self.run_id, number)
 
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _shown(metrics: Metrics) -> str:
-    return "".join(f", {name} {value:.4g}" for name, value in sorted(metrics.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -18,8 +19,11 @@ from coppice.method import method_names, settings_type
 
 MAX_RUN_FILE_BYTES = 2**20
 
-#: What Pydantic says about keys, in the words of a run file.
-_MISSING, _UNKNOWN = "missing_argument", "unexpected_keyword_argument"
+#: What Pydantic says about keys.
+_MISSING, _UNKNOWN = "missing", "unexpected_keyword_argument"
+
+#: Longest value that a message repeats.
+_MAX_SHOWN_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,26 @@ def parse_run_file(text: str, folder: Path, app_path: Path | None = None) -> Run
         RunFileError: One line for each mistake: the key, what is wrong, what is allowed.
     """
     try:
-        plain = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return _parse(tomllib.loads(text), folder, app_path)
+    except ValueError as error:
+        # Mostly TOMLDecodeError; an integer of thousands of digits is a plain ValueError.
         raise RunFileError(f"not valid TOML: {error}") from None
+    except RecursionError:
+        raise RunFileError("not a run file: its tables or lists are nested too deeply") from None
+
+
+def _parse(plain: dict[str, Any], folder: Path, app_path: Path | None) -> RunFile:
     mistakes: list[str] = []
-    app = _take_path(plain, "app", folder, mistakes)
-    warm_start = _take_path(plain, "warm_start", folder, mistakes)
-    if app_path is not None:
-        if app is None:
-            raise RunFileError("--app was given, but the run file names no app")
+    has_app = "app" in plain
+    if app_path is None:
+        app = _take_path(plain, "app", folder, mistakes)
+    else:
         app = app_path
-    if app is not None:
+        if plain.pop("app", None) is None:
+            mistakes.append("--app was given, but the run file names no app")
+    if has_app:
         plain["app"] = _app(app, plain, mistakes)
+    warm_start = _take_path(plain, "warm_start", folder, mistakes)
     method = plain.get("method")
     if isinstance(method, dict):
         plain["method"] = _method(method, mistakes)
@@ -70,26 +82,27 @@ def _take_path(plain: dict[str, Any], key: str, folder: Path, mistakes: list[str
     if value is None:
         return None
     if not isinstance(value, str):
-        mistakes.append(f"{key}: is {value!r}; allowed is the path of a file")
+        mistakes.append(f"{key}: is {_shown(value)}; allowed is the path of a file")
         return None
-    path = folder / Path(value).expanduser()
+    path = folder / os.path.expanduser(value)
     if not path.is_file():
         mistakes.append(f"{key}: there is no file {path}")
         return None
     return path
 
 
-def _app(path: Path, plain: dict[str, Any], mistakes: list[str]) -> dict[str, Any]:
+def _app(path: Path | None, plain: dict[str, Any], mistakes: list[str]) -> dict[str, Any]:
     # Of [data], a run with an app has the held-out share only.
     data = plain.pop("data", {})
     share = data.pop("held_out", None) if isinstance(data, dict) else None
     if data:
         plain["data"] = data
+    app = {"name": "", "digest": ""}
     try:
-        app = {"name": path.name, "digest": app_digest(path)}
+        if path is not None:
+            app = {"name": path.name, "digest": app_digest(path)}
     except AppError as error:
         mistakes.append(f"app: {error}")
-        app = {"name": path.name, "digest": ""}
     return app if share is None else app | {"held_out": share}
 
 
@@ -97,9 +110,8 @@ def _method(plain: Mapping[str, Any], mistakes: list[str]) -> dict[str, Any]:
     settings = dict(plain)
     name = settings.pop("name", None)
     if name not in method_names():
-        mistakes.append(
-            f"method.name: is {name!r}; allowed are {', '.join(map(repr, method_names()))}"
-        )
+        found = "is missing" if name is None else f"is {_shown(name)}"
+        mistakes.append(f"method.name: {found}; allowed are {', '.join(map(repr, method_names()))}")
         return {"name": "", "settings": {}}
     _validate(settings_type(name), settings, "method", mistakes)
     return {"name": name, "settings": settings}
@@ -108,22 +120,30 @@ def _method(plain: Mapping[str, Any], mistakes: list[str]) -> dict[str, Any]:
 def _resolve_evaluation_data(plain: dict[str, Any], folder: Path) -> None:
     evaluation = plain.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(evaluation.get("data"), str):
-        evaluation["data"] = str((folder / Path(evaluation["data"]).expanduser()).resolve())
+        evaluation["data"] = str((folder / os.path.expanduser(evaluation["data"])).resolve())
 
 
 def _validate(kind: Any, plain: Any, where: str, mistakes: list[str]) -> Any:
     """The value, or None with its mistakes noted."""
     try:
         # By way of JSON, where strictness still lets a list be a tuple and 1 be a float.
-        return TypeAdapter(kind).validate_json(json.dumps(plain, default=str), strict=True)
+        text = json.dumps(plain, default=_no_value)
+        return TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             mistakes.append(_describe(kind, dict(problem), where))
         return None
 
 
+def _no_value(value: object) -> dict[str, str]:
+    """A date or time of TOML, for which no key has a use, as what no key allows."""
+    return {"date or time": str(value)}
+
+
 def _describe(kind: Any, problem: Mapping[str, Any], where: str) -> str:
     path = [str(part) for part in problem["loc"]]
+    if path[:2] == ["app", "held_out"]:
+        path[0] = "data"
     key = ".".join([where, *path] if where else path)
     if problem["type"] == _MISSING:
         return f"{key}: is missing"
@@ -133,8 +153,13 @@ def _describe(kind: Any, problem: Mapping[str, Any], where: str) -> str:
         return f"{key}: is not a key" + (f"; allowed are {allowed}" if allowed else "")
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key}: is {problem['input']!r}; {message[0].lower()}{message[1:]}"
+        return message if message.startswith(key) else f"{key}: {message}"
+    return f"{key}: is {_shown(problem['input'])}; {message[0].lower()}{message[1:]}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_LENGTH else f"{text[:_MAX_SHOWN_LENGTH]}…"
 
 
 def _owner(kind: Any, path: list[str]) -> Any:

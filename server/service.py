@@ -7,6 +7,7 @@ and logged with its sender like any other bad message.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -16,11 +17,21 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from coppice.domain import PROTOCOL_VERSION, ClientId, valid_name
-from coppice.errors import CoppiceError, InvalidMessage, NotJoined, ProtocolMismatch
+from coppice.errors import (
+    CoppiceError,
+    DiskFull,
+    InvalidMessage,
+    NotJoined,
+    ProtocolMismatch,
+    ServerBusy,
+    StoreUnusable,
+    UnknownRun,
+)
 from coppice.tree import to_plain
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.chunks import MAX_CHUNK_BYTES, MAX_MESSAGE_BYTES, MIN_CHUNK_BYTES
 from coppice.wire.codec import (
+    MAX_COUNT,
     blob_to_message,
     capability_from_message,
     choice_from_message,
@@ -82,6 +93,9 @@ class CoordinationService:
         self._coordinator.may_fetch(client_id, valid_digest(request.digest))
         chunk_bytes = min(max(request.chunk_bytes, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES)
         with await self._threads.transfer(partial(self._blobs.open, request.digest)) as file:
+            size_bytes = file.seek(0, os.SEEK_END)
+            if request.offset > size_bytes:
+                raise InvalidMessage(f"offset is {request.offset}; the blob has {size_bytes} bytes")
             file.seek(request.offset)
             while data := await self._threads.transfer(partial(file.read, chunk_bytes)):
                 yield pb.Chunk(data=data)
@@ -159,7 +173,14 @@ class CoordinationService:
             client_id = caller(context)
         except NotJoined:
             client_id = None
-        await self._coordinator.refused(client_id, error)
+        try:
+            if isinstance(error, DiskFull | StoreUnusable):
+                raise error
+            await self._coordinator.refused(client_id, error)
+        except (DiskFull, StoreUnusable) as failure:
+            # Not the device's fault: the server stops, and the device waits for its return.
+            self._coordinator.give_up(failure)
+            error = ServerBusy("the server cannot store anything at present")
         code, details, metadata = status_of(error)
         await context.abort(code, details, metadata)
 
@@ -204,6 +225,10 @@ def _client_record(request: pb.JoinRequest, client_id: ClientId) -> ClientRecord
 
 
 def _check_in(request: pb.PollRequest, client_id: ClientId) -> CheckIn:
+    if request.run_id >= MAX_COUNT:
+        raise UnknownRun(f"there is no run {request.run_id}")
+    if request.num_examples >= MAX_COUNT:
+        raise InvalidMessage(f"num_examples is {request.num_examples}; allowed is less than 2^53")
     choice = None
     if request.HasField("choice"):
         choice = (request.choice.round_number, choice_from_message(request.choice))

@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from coppice.app import build_model, make_app
-from coppice.domain import BlobRef, RunSpec
-from coppice.errors import RunFileError
+from coppice.errors import DataError, InvalidPayload, RunFileError, UnreadableData
 from coppice.model_file import load_tensors
 from coppice.tensors import assign
 from server.coordinator import Coordinator
@@ -33,29 +32,35 @@ async def submit(
     if len(text.encode()) > MAX_RUN_FILE_BYTES:
         raise RunFileError(f"a run file may have {MAX_RUN_FILE_BYTES} bytes at most")
     prepare = partial(_prepare, resources, text, Path(folder), Path(app) if app else None)
-    spec = await resources.threads.compute(prepare)
+    file = await resources.threads.compute(prepare)
+    spec = file.spec
     if spec.evaluation.data is not None:
         # Read once now: a mistake shows here, not after the first round.
         app_path = resources.app_path(spec.app.digest) if spec.app else None
-        await resources.evaluator.check(spec.workload, app_path, spec.evaluation.data)
+        try:
+            await resources.evaluator.check(spec.workload, app_path, spec.evaluation.data)
+        except DataError as error:
+            raise DataError(f"evaluation.data: {error}") from None
+    if file.warm_start_path is not None:
+        # Last, because a sweep removes blobs that no run names for long.
+        data = await resources.threads.transfer(file.warm_start_path.read_bytes)
+        warm_start = await resources.threads.transfer(partial(resources.blobs.put, data))
+        spec = replace(spec, warm_start=warm_start)
     return await coordinator.submit(spec)
 
 
-def _prepare(resources: Resources, text: str, folder: Path, app: Path | None) -> RunSpec:
+def _prepare(resources: Resources, text: str, folder: Path, app: Path | None) -> RunFile:
+    """Check a run file, and try the model and what it starts from."""
     file = parse_run_file(text, folder, app)
     if file.app_path is not None and file.spec.app is not None:
         _copy(file.app_path, resources.app_path(file.spec.app.digest))
-    warm_start = _store_warm_start(resources, file)
-    return replace(file.spec, warm_start=warm_start)
-
-
-def _store_warm_start(resources: Resources, file: RunFile) -> BlobRef | None:
-    """The model to start from as a blob, after a trial; this also tries the model itself."""
     model = build_model(make_app(file.spec.workload, file.app_path), file.spec.seed)
-    if file.warm_start_path is None:
-        return None
-    assign(model, load_tensors(file.warm_start_path))
-    return resources.blobs.put(file.warm_start_path.read_bytes())
+    if file.warm_start_path is not None:
+        try:
+            assign(model, load_tensors(file.warm_start_path))
+        except (InvalidPayload, UnreadableData) as error:
+            raise RunFileError(f"warm_start: {error}") from None
+    return file
 
 
 def _copy(source: Path, target: Path) -> None:
