@@ -69,7 +69,7 @@ _MODEL_EXAMPLES = """\
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     folder = StateFolder(arguments.state or default_folder(arguments.name))
     try:
         return _run(arguments, folder)
@@ -111,7 +111,8 @@ def _keep_traceback(folder: StateFolder) -> str:
     return f"the traceback is in {folder.traceback}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
     lines_kept = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="fedclient", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=lines_kept

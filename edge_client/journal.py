@@ -62,7 +62,9 @@ class Journal:
 
     def left(self, reason: str, told: bool) -> None:
         """The device said goodbye, or tried to; `reason` is empty for an ordinary one."""
-        if not told:
+        if told:
+            self._console.say("left", "the server knows")
+        else:
             self._console.warn("left", "the server could not be told; it will notice")
         self._status.update(phase="left", last_error=reason)
 
