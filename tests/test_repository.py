@@ -93,7 +93,7 @@ def test_no_file_names_a_machine_or_a_package_registry() -> None:
 
 
 def test_imports_keep_to_the_architecture() -> None:
-    run(Path(sys.executable).with_name("lint-imports"), "--no-logo")
+    run(Path(sys.executable).with_name("lint-imports"))
 
 
 def test_stubs_are_those_of_the_proto_file(tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ def test_empty_data_are_refused() -> None:
 
 def test_every_layout_of_the_same_images_reads_the_same() -> None:
     channels_first = images(2, 3, 5)
-    for same in (channels_first, np.moveaxis(channels_first, 1, -1), channels_first.reshape(3, 30)):
+    channels_last = np.ascontiguousarray(np.moveaxis(channels_first, 1, -1))
+    for same in (channels_first, channels_last, channels_first.reshape(3, 30)):
         inputs = examples_from(Raw(same, LABELS), spec(2, 3, 5)).inputs
         assert np.array_equal(inputs.numpy(), channels_first)
         assert inputs.is_contiguous()

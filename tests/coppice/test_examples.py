@@ -3,44 +3,34 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from coppice.app import App, app_digest, build_model, make_app
+from coppice.app import App, build_model, make_app
 from coppice.data import examples_from
-from coppice.domain import AppSpec, CohortSpec, DataSpec, EvaluationSpec, StopSpec, Workload
+from coppice.domain import DataSpec
 from coppice.errors import AppError, DataError
-from coppice.method import settings_type
-from coppice.models import MODELS, make_model
+from coppice.models import MODELS
 from coppice.readers import read
-from coppice.tree import from_plain
+from server.run_file import RunFile, parse_run_file
 
 ROOT = Path(__file__).parents[2]
-APP = ROOT / "docs/examples/my_app.py"
-RUN = tomllib.loads((ROOT / "docs/examples/my_app.toml").read_text())
 PAGE = (ROOT / "docs/bring-your-own.md").read_text()
 HEADER = "x,y,z,temperature"
 
 
-def split_method(run: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and settings out of a run file's [method]."""
-    settings = dict(run["method"])
-    return settings.pop("name"), settings
+@pytest.fixture
+def run() -> RunFile:
+    path = ROOT / "docs/examples/my_app.toml"
+    return parse_run_file(path.read_text(), path.parent)
 
 
 @pytest.fixture
-def app() -> App:
-    name, settings = split_method(RUN)
-    method = {"name": name, "settings": settings}
-    spec = AppSpec(name=RUN["app"], digest=app_digest(APP))
-    plain = {"name": RUN["name"], "seed": RUN["seed"], "method": method}
-    return make_app(from_plain(Workload, {**plain, "app": vars(spec)}), APP)
+def app(run: RunFile) -> App:
+    return make_app(run.spec.workload, run.app_path)
 
 
 @pytest.fixture
@@ -55,7 +45,7 @@ def readings(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_example_app_learns(app: App, readings: Path) -> None:
+def test_the_example_app_learns(run: RunFile, app: App, readings: Path) -> None:
     examples = app.load(readings)
     assert examples.inputs.shape == (14, 64)
     inputs, targets = examples.batch(torch.arange(len(examples)))
@@ -67,7 +57,7 @@ def test_the_example_app_learns(app: App, readings: Path) -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 assert parameter.grad is not None
-                parameter.sub_(parameter.grad, alpha=RUN["method"]["learning_rate"])
+                parameter.sub_(parameter.grad, alpha=run.spec.method.settings["learning_rate"])
     last = app.metrics(model(inputs), targets)
     assert last["loss"] < first["loss"] / 2
     assert first["badly_rebuilt"] > last["badly_rebuilt"] == 0
@@ -83,25 +73,25 @@ def test_the_example_app_refuses_other_files_in_one_line(app: App, tmp_path: Pat
         app.load(path)
 
 
-def test_the_example_run_file_is_valid(app: App, readings: Path) -> None:
-    name, settings = split_method(RUN)
-    from_plain(settings_type(name), settings)
-    for kind, key in ((CohortSpec, "cohort"), (EvaluationSpec, "evaluation"), (StopSpec, "stop")):
-        from_plain(kind, RUN[key])
-    assert RUN["app"] == APP.name
+def test_the_example_run_judges_by_a_metric_of_its_app(
+    run: RunFile, app: App, readings: Path
+) -> None:
     examples = app.load(readings)
-    assert RUN["evaluation"]["metric"] in app.metrics(examples.inputs, examples.targets)
+    assert run.spec.evaluation.metric in app.metrics(examples.inputs, examples.targets)
 
 
 def test_the_page_names_every_model_and_its_run_file_is_valid() -> None:
     assert all(f"`{name}`" in PAGE for name in MODELS)
     block = re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     assert block is not None
-    run = tomllib.loads(block[1])
-    workload = from_plain(Workload, {"name": "run", "method": {"name": "fedavg"}, **run})
-    assert workload.model is not None
-    assert workload.data is not None
-    make_model(workload.model, workload.data.input_shape, len(workload.data.classes))
+    rest = """
+        name = "run"
+        method = {name = "fedavg", local_steps = 1}
+        cohort = {size = 1}
+        stop = {rounds = 1}
+    """
+    spec = parse_run_file(rest + block[1], ROOT).spec
+    assert build_model(make_app(spec.workload), seed=0)(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 
 
 def test_the_demos_digits_are_all_there() -> None:

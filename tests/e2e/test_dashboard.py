@@ -124,6 +124,7 @@ def test_the_curve_tells_its_numbers(browser: Browser, theatre: Theatre) -> None
         expect(page.locator("#run-state")).to_have_text("finished")
         chart = page.locator("#metric-chart svg")
         expect(chart).to_have_attribute("aria-label", re.compile("84.0 % after round 4"))
+        expect(chart.get_by_text("60 %")).to_be_visible()
         box = chart.bounding_box()
         assert box is not None
         page.mouse.move(box["x"] + 60, box["y"] + 80)
@@ -137,14 +138,18 @@ def test_the_curve_tells_its_numbers(browser: Browser, theatre: Theatre) -> None
         expect(page.locator("#metric-chart .tip")).to_contain_text("Round 2")
 
 
-def test_an_earlier_run_can_be_picked(browser: Browser, theatre: Theatre) -> None:
-    async def two_runs(stage: Stage) -> None:
-        first = await stage.coordinator.submit(SPEC)
-        await stage.coordinator.stop_run(first)
-        await stage.coordinator.submit(SPEC)
+def test_the_running_run_is_shown_until_another_is_picked(
+    browser: Browser, theatre: Theatre
+) -> None:
+    async def three_runs(stage: Stage) -> None:
+        ended = await stage.coordinator.submit(SPEC)
+        await stage.coordinator.stop_run(ended)
+        for _ in ("running", "queued"):
+            await stage.coordinator.submit(SPEC)
 
-    theatre.do(two_runs)
+    theatre.do(three_runs)
     with opened(browser, theatre) as page:
+        expect(page.locator("#runs-table tbody tr")).to_have_count(3)
         expect(page.locator("#run-about")).to_contain_text("run 2")
         page.locator("#runs-table a").last.click()
         expect(page.locator("#run-about")).to_contain_text("run 1")

@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from coppice.app import make_app
-from coppice.data import split
-from coppice.domain import ClientId, derive_seed
 from coppice.errors import (
     AppMismatch,
     CoppiceError,
@@ -25,7 +22,6 @@ from coppice.errors import (
 from coppice.method import ClientHalf, Local, Task, Update
 from coppice.model_file import read_info
 from coppice.wire import coordination_pb2 as pb
-from coppice.wire.chunks import blob_ref
 from coppice.wire.codec import blob_to_message
 from coppice.wire.payload import decode
 from edge_client.ready import ReadyRun
@@ -33,7 +29,6 @@ from edge_client.stop import Stopped
 from tests.edge_client.conftest import ThreadedDevice
 from tests.edge_client.fake_server import (
     PATIENCE_SECONDS,
-    WORKLOAD,
     FakeServer,
     app_workload,
     model_payload,
@@ -60,7 +55,7 @@ def test_device_trains_and_keeps_the_model(server: FakeServer, device: ThreadedD
     assert 0 <= info.metrics["accuracy"] <= 1
     assert [request.reason for request in server.of("Leave")] == [""]
     tags = [line.split()[0] for line in device.printed.splitlines()]
-    assert tags == ["joined", "run", "data", "round", "over", "model"]
+    assert tags == ["joined", "run", "data", "round", "over", "model", "left"]
     assert "30 examples to train on, 10 held out" in device.printed
     assert "2 steps of" in device.printed
 
@@ -78,28 +73,6 @@ def test_same_task_gives_the_same_update(server: FakeServer, device: ThreadedDev
     assert len(server.of("FetchBlob")) == 1
 
 
-def test_held_out_part_and_chance_come_from_the_seed_and_the_name(
-    server: FakeServer, device: ThreadedDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Local] = []
-
-    def answer(ready: ReadyRun, task: Task, local: Local) -> Update:
-        seen.append(local)
-        return Update(local.client_id, {}, 0)
-
-    monkeypatch.setattr(ReadyRun, "answer", answer)
-    server.offer_run()
-    server.offer_task(server.add_blob(model_payload()), round_number=5)
-    server.end_run()
-    device.start(once=True).result(PATIENCE_SECONDS)
-    examples = make_app(WORKLOAD).load(device.plan.data)
-    train, held_out = split(examples, 0.25, derive_seed(WORKLOAD.seed, "held_out", "kitchen"))
-    assert torch.equal(seen[0].train.inputs, train.inputs)
-    assert torch.equal(seen[0].held_out.inputs, held_out.inputs)
-    assert seen[0].generator.initial_seed() == derive_seed(WORKLOAD.seed, "kitchen", 5)
-    assert seen[0].client_id == ClientId("kitchen")
-
-
 def test_evaluation_sends_metrics_and_an_empty_payload(
     server: FakeServer, device: ThreadedDevice
 ) -> None:
@@ -113,57 +86,6 @@ def test_evaluation_sends_metrics_and_an_empty_payload(
     assert set(header.metrics) == {"accuracy", "loss"}
     # The model that was evaluated is the newest, and what it reached is known.
     assert read_info(device.folder.model).metrics == dict(header.metrics)
-
-
-def test_evaluation_without_held_out_examples_is_empty(
-    server: FakeServer, device: ThreadedDevice, tmp_path: Path
-) -> None:
-    source = OWN_APP.encode()
-    app = tmp_path / "own_app.py"
-    app.write_bytes(source)
-    workload = app_workload(source, held_out=0.0)
-    server.offer_run(workload)
-    server.offer_task(server.add_blob({"parameters": own_parameters()}), kind="evaluate")
-    server.end_run()
-    assert device.start(once=True, app=app).result(PATIENCE_SECONDS) == 0
-    header, _ = server.pushed[0]
-    assert header.num_examples == 0
-    assert dict(header.metrics) == {}
-
-
-OWN_APP = """
-import numpy as np
-from torch import nn
-
-def model():
-    return nn.Linear(4, 2)
-
-def loss(outputs, targets):
-    return nn.functional.cross_entropy(outputs, targets)
-
-def load_data(path):
-    with np.load(path) as arrays:
-        return arrays["x"], arrays["y"]
-"""
-
-
-def own_parameters() -> dict[str, torch.Tensor]:
-    return {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}
-
-
-def test_device_trains_its_own_app(
-    server: FakeServer, device: ThreadedDevice, tmp_path: Path
-) -> None:
-    source = OWN_APP.encode()
-    app = tmp_path / "own_app.py"
-    app.write_bytes(source)
-    server.offer_run(app_workload(source))
-    server.offer_task(server.add_blob({"parameters": own_parameters()}))
-    server.end_run()
-    digest = blob_ref(source).digest
-    assert device.start(once=True, app=app, app_digest=digest).result(PATIENCE_SECONDS) == 0
-    assert {poll.app_digest for poll in server.of("PollTask")} == {digest}
-    assert len(server.pushed) == 1
 
 
 def test_round_that_closed_is_one_line_and_the_device_goes_on(
@@ -261,7 +183,7 @@ def test_busy_server_gets_the_update_later(server: FakeServer, device: ThreadedD
     assert device.start(once=True).result(PATIENCE_SECONDS) == 0
     assert len(server.pushed) == 1
     tags = [line.split()[0] for line in device.printed.splitlines()]
-    assert tags == ["joined", "run", "data", "lost", "back", "round", "over", "model"]
+    assert tags == ["joined", "run", "data", "lost", "back", "round", "over", "model", "left"]
 
 
 def test_restarted_server_is_found_again(

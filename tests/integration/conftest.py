@@ -27,7 +27,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A file of handwritten digits for each device, twice as wide and high so that all models fit."""
+    """A file of digits for each device, drawn twice as large so that every model takes them."""
     folder = tmp_path_factory.mktemp("digits")
     with np.load(ROOT / "deploy" / "demo" / "digits.npz", allow_pickle=False) as file:
         x, y = file["x"].repeat(2, axis=-1).repeat(2, axis=-2), file["y"]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,17 +82,14 @@ class Program:
 class Server:
     """`fedserver start` on one data folder; killed, it can be started again on the same ports."""
 
-    def __init__(self, folder: Path, *flags: object) -> None:
-        self.data = folder / "server"
+    def __init__(self, folder: Path, data: Path | None = None) -> None:
+        self.data = data or folder / "server"
         self.log = folder / "server.log"
-        self._flags = flags
         self._listen = self._dashboard = ANY_PORT
 
     def start(self) -> Server:
         arguments = ("--data", self.data, "--listen", self._listen, "--dashboard", self._dashboard)
-        self.program = Program(
-            self.log, "-m server", "start", *arguments, "--durable", "true", *self._flags
-        )
+        self.program = Program(self.log, "-m server", "start", *arguments, "--durable", "true")
         where = until(self._where, "the server is up", self.program)
         self.address = self._listen = str(where["grpc"])
         self.url = str(where["dashboard"])
@@ -262,11 +260,12 @@ class Gate:
 class Fleet:
     """A server and its devices; whatever still runs when the block ends is killed."""
 
-    def __init__(self, folder: Path, *server_flags: object) -> None:
+    def __init__(self, folder: Path, data: Path | None = None) -> None:
+        """Logs and states are in `folder`, and so is the server's `data` unless given."""
         self.folder = folder
         self.devices: dict[str, Device] = {}
         self._open = ExitStack()
-        self.server = Server(folder, *server_flags)
+        self.server = Server(folder, data)
 
     def __enter__(self) -> Fleet:
         self._open.callback(self.server.close)
@@ -281,6 +280,26 @@ class Fleet:
         device.start(self.server)
         self._open.callback(device.close)
         return device
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+def call(module: str, *arguments: object) -> Outcome:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The app of some of these tests: digits, dropout, and a gate that can hold a device in training."""
+"""The app of these tests: digits, dropout, and a gate that can hold a device in training."""
 
 from __future__ import annotations
 

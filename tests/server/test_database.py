@@ -76,6 +76,17 @@ class TestTheFile:
         assert found == [""]
         assert file_store.run(run_id).reason == "not committed"
 
+    def test_a_writer_has_the_file_from_its_beginning(
+        self, file_store: Store, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "coppice.db"
+        with (
+            contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as other,
+            file_store._database.write(),
+            pytest.raises(sqlite3.OperationalError, match="locked"),
+        ):
+            other.execute("BEGIN IMMEDIATE")
+
     def test_what_was_committed_survives_sigkill(self, tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path}/coppice.db"
         script = f"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect
 
 from coppice.errors import StoreUnusable
+from server import database
 from server.store import Store
 from server.tables import metadata
 from tests.server.store_samples import NOON, SPEC
@@ -21,10 +23,7 @@ from tests.server.store_samples import NOON, SPEC
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    # A per cent sign means something in Alembic's configuration.
-    folder = tmp_path / "100%"
-    folder.mkdir()
-    return folder / "coppice.db"
+    return tmp_path / "coppice.db"
 
 
 @pytest.fixture
@@ -63,6 +62,16 @@ def test_migrations_give_the_keys_and_checks_of_the_code(store: Store, tmp_path:
         with made._database.write() as connection:
             metadata.create_all(connection)
         assert found(store) == found(made)
+
+
+def test_the_program_may_be_in_a_folder_of_any_name(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A per cent sign means something in Alembic's configuration.
+    moved = shutil.copytree(database._MIGRATIONS, tmp_path / "100% mine")
+    monkeypatch.setattr(database, "_MIGRATIONS", moved)
+    store.migrate()
+    assert store.runs() == []
 
 
 def test_migrating_again_changes_nothing(store: Store, path: Path) -> None:

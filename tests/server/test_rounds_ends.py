@@ -307,9 +307,16 @@ class TestResume:
         assert machine.handle(UpdateStored(1, A)) == [FoldEvaluation(1)]
         assert machine.handle(EvaluationDone(1, "clients", False)) == [OpenRound(2)]
 
-    def test_in_aggregating_the_round_is_aggregated(self) -> None:
+    def test_with_its_tasks_closed_the_round_is_aggregated(self) -> None:
         machine = RoundMachine(SPEC)
-        assert machine.resume_aggregating(2) == [Aggregate(2)]
+        assert machine.resume_closed(2, [A, B]) == [Aggregate(2)]
         assert machine.handle(RoundCommitted(2, False)) == [
             EndRun(RunState.FINISHED, "all 2 rounds are done")
+        ]
+
+    def test_with_its_tasks_closed_without_quorum_the_round_fails(self) -> None:
+        machine = RoundMachine(SPEC)
+        assert machine.resume_closed(1, []) == [
+            FailRound(1, "0 updates came, 1 are needed"),
+            OpenRound(2),
         ]

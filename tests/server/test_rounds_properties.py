@@ -73,7 +73,7 @@ def beginnings(draw: st.DrawFn) -> tuple[RoundMachine, list[Instruction]]:
         case "start":
             return machine, machine.start(number - 1)
         case "aggregate":
-            return machine, machine.resume_aggregating(number)
+            return machine, machine.resume_closed(number, draw(plans))
         case kind:
             plan = draw(st.lists(clients, unique=True, min_size=1))
             answered = draw(st.integers(0, len(plan)))
@@ -115,9 +115,9 @@ class Watcher:
         assert not machine.present & machine.awaited
         assert not machine.awaited & set(machine.reported)
         assert machine.round_number <= ROUNDS
-        for kind in (OpenRound, Aggregate, FailRound, FoldEvaluation):
-            numbers = [item.round_number for item in self.said if isinstance(item, kind)]
-            assert len(numbers) == len(set(numbers)), kind
+        for once in (OpenRound, Aggregate, FailRound, FoldEvaluation):
+            numbers = [item.round_number for item in self.said if isinstance(item, once)]
+            assert len(numbers) == len(set(numbers)), once
         closed = [x.round_number for x in self.said if isinstance(x, Aggregate | FailRound)]
         assert len(closed) == len(set(closed))
         assert sum(isinstance(item, EndRun) for item in self.said) == (

@@ -70,8 +70,10 @@ def test_every_model_trains_with_every_norm(name: str, norm: Any) -> None:
     model = make(name, norm=norm)
     outputs = model(torch.randn(3, *SHAPES[name]))
     assert outputs.shape == (3, 10)
-    # A start from which training can go: the signal neither dies nor explodes.
-    assert 0.01 < float(outputs.detach().std()) < 10
+    # A start from which training can go: the signal neither dies nor explodes. torch's own start
+    # of the shallow models lets it shrink a little.
+    least = 0.3 if name in ("resnet18", "vgg11") else 0.01
+    assert least < float(outputs.detach().std()) < 10
     outputs.logsumexp(1).mean().backward()
     assert all(
         parameter.grad is not None and bool(parameter.grad.isfinite().all())

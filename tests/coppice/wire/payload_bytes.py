@@ -1,4 +1,4 @@
-"""Payload bytes built by hand, field by field, as proto/README.md says: not by the code under test."""
+"""Payload bytes built by hand, field by field, as proto/README.md says."""
 
 from __future__ import annotations
 

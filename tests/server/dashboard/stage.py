@@ -216,7 +216,10 @@ class Theatre:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.stage = Stage(self._folder)
-        listener = socket.create_server(("127.0.0.1", self.port))
+        # asyncio switches Nagle's delay off only where the protocol is named.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
             self.stage.app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1

@@ -119,7 +119,9 @@ def test_long_lists_come_in_pages(tmp_path: Path) -> None:
 
 def test_a_client_comes_with_its_presence(tmp_path: Path) -> None:
     async def scene(stage: Stage, api: httpx.AsyncClient) -> None:
-        await stage.resources.write(stage.store.join_client, client("not-seen-since"))
+        for name in ("not-seen-since", "long-gone"):
+            await stage.resources.write(stage.store.join_client, client(name))
+        await stage.resources.write(stage.store.leave_client, ClientId("long-gone"), "")
         await stage.coordinator.join(client("here"))
         await stage.coordinator.join(client("gone"))
         await stage.coordinator.leave(ClientId("gone"), "switched off")
@@ -129,6 +131,7 @@ def test_a_client_comes_with_its_presence(tmp_path: Path) -> None:
             "here": "idle",
             "gone": "left",
             "not-seen-since": "lost",
+            "long-gone": "left",
         }
         assert clients["here"]["live"]["steps_done"] == 0
         assert clients["here"]["refusals"] == 1

@@ -1,0 +1,65 @@
+"""A stand-in for a server's HTTP API, and what it may answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from coppice.errors import CoppiceError
+
+RUN = {
+    "run_id": 3,
+    "spec": {"name": "digits", "stop": {"rounds": 20}, "evaluation": {"metric": "accuracy"}},
+    "state": "running",
+    "reason": "",
+    "round_number": 12,
+    "best_round": 11,
+    "best_value": 0.912345,
+    "submitted_at": 1e9,
+    "ended_at": None,
+}
+ROUND = {
+    "round_number": 12,
+    "state": "committed",
+    "num_updates": 3,
+    "bytes_down": 26_400_000,
+    "bytes_up": 1000,
+    "opened_at": 100.0,
+    "closed_at": 101.5,
+}
+LEDGER = {
+    "round_number": 12,
+    "task_id": 36,
+    "client_id": "pi",
+    "kind": "train",
+    "base": "0123456789abcdef",
+    "outcome": "counted",
+    "num_examples": 60,
+}
+
+
+class Api:
+    """Stands for a server: answers by path, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {}
+        self.posted: list[tuple[str, dict[str, Any]]] = []
+        self.news: list[dict[str, Any]] = []
+        self.url = ""
+
+    def __call__(self, url: str) -> Api:
+        self.url = url
+        return self
+
+    def get(self, path: str) -> Any:
+        answer = self.answers[path]
+        if isinstance(answer, CoppiceError):
+            raise answer
+        return answer.pop(0) if path.partition("?")[0].endswith("/log") else answer
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        self.posted.append((path, body))
+        return self.answers.get(path)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        yield from self.news

@@ -1,0 +1,152 @@
+"""Signs of life, by a clock that the test moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from coppice.domain import ClientId
+from server.presence import SUSPECT_SECONDS, Presence
+from server.records import LiveClient
+
+PI = ClientId("pi")
+LOST_AFTER_SECONDS = 60.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def presence(clock: Clock) -> Presence:
+    return Presence(clock)
+
+
+def live(presence: Presence) -> LiveClient:
+    return presence.snapshot(LOST_AFTER_SECONDS)[PI]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "word"),
+    [
+        (0.0, "idle"),
+        (SUSPECT_SECONDS - 0.25, "idle"),
+        (SUSPECT_SECONDS, "suspect"),
+        (LOST_AFTER_SECONDS - 0.25, "suspect"),
+        (LOST_AFTER_SECONDS, "lost"),
+    ],
+)
+def test_silence_has_a_name(presence: Presence, clock: Clock, seconds: float, word: str) -> None:
+    presence.saw(PI)
+    clock.now += seconds
+    assert live(presence).presence == word
+    assert live(presence).seconds_silent == presence.silent_for(PI) == seconds
+
+
+@pytest.mark.parametrize("sign", ["saw", "working"])
+def test_each_sign_of_life_ends_the_silence(presence: Presence, clock: Clock, sign: str) -> None:
+    presence.saw(PI)
+    clock.now += 500
+    assert live(presence).presence == "lost"
+    if sign == "saw":
+        presence.saw(PI)
+        assert live(presence).presence == "idle"
+    else:
+        presence.working(PI, 4)
+        assert live(presence).presence == "working"
+    assert presence.silent_for(PI) == 0.0
+
+
+def test_heartbeat_tells_how_far_the_work_is(presence: Presence) -> None:
+    presence.working(PI, 4, steps_done=17, resident_bytes=2**20)
+    assert live(presence) == LiveClient(PI, "working", 0.0, 4, 17, 2**20)
+
+
+def test_bytes_are_a_sign_of_life_and_leave_the_work_as_it_is(
+    presence: Presence, clock: Clock
+) -> None:
+    presence.working(PI, 4, 17)
+    clock.now += 30
+    presence.saw(PI)
+    assert live(presence) == LiveClient(PI, "working", 0.0, 4, 17, 0)
+
+
+def test_pending_poll_is_life_however_long_it_is_held(presence: Presence, clock: Clock) -> None:
+    with presence.polling(PI):
+        clock.now += 5000
+        assert live(presence).presence == "idle"
+        assert presence.silent_for(PI) == 0.0
+    assert live(presence).presence == "idle"
+    clock.now += SUSPECT_SECONDS
+    assert live(presence).presence == "suspect"
+
+
+def test_poll_that_breaks_off_starts_the_silence(presence: Presence, clock: Clock) -> None:
+    with pytest.raises(ConnectionError), presence.polling(PI):
+        clock.now += 5000
+        raise ConnectionError
+    clock.now += SUSPECT_SECONDS
+    assert live(presence).presence == "suspect"
+
+
+def test_older_poll_that_ends_does_not_end_the_newer_one(presence: Presence, clock: Clock) -> None:
+    older, newer = presence.polling(PI), presence.polling(PI)
+    older.__enter__()
+    newer.__enter__()
+    older.__exit__(None, None, None)
+    clock.now += 5000
+    assert live(presence).presence == "idle"
+    newer.__exit__(None, None, None)
+    clock.now += LOST_AFTER_SECONDS
+    assert live(presence).presence == "lost"
+
+
+def test_poll_means_that_the_work_is_done(presence: Presence) -> None:
+    presence.working(PI, 4)
+    with presence.polling(PI):
+        assert live(presence).presence == "idle"
+        assert live(presence).task_id is None
+
+
+def test_heartbeat_without_a_task_is_not_work(presence: Presence) -> None:
+    presence.working(PI, None)
+    assert live(presence).presence == "idle"
+
+
+def test_goodbye_is_not_silence(presence: Presence, clock: Clock) -> None:
+    presence.saw(PI)
+    presence.left(PI)
+    assert live(presence).presence == "left"
+    clock.now += 5000
+    assert live(presence).presence == "left"
+    presence.saw(PI)
+    assert live(presence).presence == "idle"
+
+
+def test_goodbye_of_a_stranger_is_noted(presence: Presence) -> None:
+    presence.left(PI)
+    assert live(presence).presence == "left"
+
+
+def test_client_that_never_gave_a_sign_is_silent_for_ever(presence: Presence) -> None:
+    assert presence.silent_for(PI) == float("inf")
+    assert presence.snapshot(LOST_AFTER_SECONDS) == {}
+
+
+def test_each_client_has_its_own_silence(presence: Presence, clock: Clock) -> None:
+    presence.saw(PI)
+    clock.now += SUSPECT_SECONDS
+    presence.saw(ClientId("other"))
+    found = presence.snapshot(LOST_AFTER_SECONDS)
+    assert {name: client.presence for name, client in found.items()} == {
+        "pi": "suspect",
+        "other": "idle",
+    }
