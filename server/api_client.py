@@ -17,6 +17,9 @@ from server.config import DEFAULT_DASHBOARD_PORT, WHERE_FILE
 
 _TIMEOUT_SECONDS = 60.0
 
+#: The server is on this machine or near it: a proxy that the environment names is not for it.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
 
 class ApiClient:
     """One server, by the address of its dashboard."""
@@ -47,7 +50,7 @@ class ApiClient:
         try:
             headers = {"Content-Type": "application/json"}
             request = urllib.request.Request(f"{self._url}/api{path}", body, headers)
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as reply:
+            with _DIRECT.open(request, timeout=_TIMEOUT_SECONDS) as reply:
                 yield reply
         except urllib.error.HTTPError as error:
             raise _error_of(error) from None

@@ -62,14 +62,17 @@ class Server:
         self._config = config
         self._owner = LeaseOwner.this_process()
         self._stop = asyncio.Event()
+        self._interrupted = False
 
     async def run(self) -> None:
-        """From start to stop; raises what made it stop, if that was not a signal."""
+        """From start to stop; raises what made it stop, if that was not SIGTERM."""
         await self._startup()
         try:
             await self._serve()
         finally:
             await self._shutdown()
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     async def _startup(self) -> None:
         config = self._config
@@ -126,7 +129,7 @@ class Server:
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
+            loop.add_signal_handler(number, self._on_signal, number)
         await self._grpc.start()
         self._tell_where()
         self._tasks = [
@@ -156,9 +159,10 @@ class Server:
         resources.store.close()
         (self._config.data / WHERE_FILE).unlink(missing_ok=True)
 
-    def _on_signal(self) -> None:
+    def _on_signal(self, number: int) -> None:
         if self._stop.is_set():
-            os._exit(130)
+            os._exit(128 + number)
+        self._interrupted = number == signal.SIGINT
         self._stop.set()
 
     async def _renew_lease(self) -> None:

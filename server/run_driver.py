@@ -63,7 +63,7 @@ class RunDriver:
         self.machine = RoundMachine(record.spec)
         #: Unanswered open tasks; none before the store has told which there are.
         self.tasks: dict[ClientId, TaskRecord] = {}
-        #: What clients choose from in the newest round; None where there is no choice.
+        #: What clients choose from before the open round is planned; None when there is no choice.
         self.terms: OpenTerms | None = None
         self._record = record
         self._resources = resources
@@ -209,6 +209,8 @@ class RunDriver:
 
     async def _plan(self, plan: PlanTasks) -> None:
         cohort = [self._participants[client_id] for client_id in plan.cohort]
+        # Who comes from now on chooses in the next round.
+        self.terms = None
         new = await self._resources.threads.compute(
             partial(self._work.plan, plan.kind, cohort, plan.round_number)
         )
