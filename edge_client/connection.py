@@ -50,6 +50,8 @@ _OPTIONS = (
     ("grpc.enable_retries", 0),
     # Without it a new channel would inherit the old one's wait before it connects again.
     ("grpc.use_local_subchannel_pool", 1),
+    # The server is near the device: a proxy that the environment names is not for it.
+    ("grpc.enable_http_proxy", 0),
 )
 
 #: What gRPC says when it cannot reach a server, and what that means.
