@@ -191,11 +191,12 @@ def _show_rounds(api: ApiClient, run: dict[str, Any], shown: int) -> int:
 
 
 def _accuracies(api: ApiClient, run_id: int) -> dict[int, float]:
-    return {
-        item["round_number"]: item["metrics"]["accuracy"]
-        for item in api.get(f"/runs/{run_id}/evaluations")
-        if item["where"] == "server"
-    }
+    """The server's test accuracy after each round that clients have evaluated as well."""
+    found: dict[str, dict[int, float]] = {"server": {}, "clients": {}}
+    for item in api.get(f"/runs/{run_id}/evaluations"):
+        found[item["where"]][item["round_number"]] = item["metrics"]["accuracy"]
+    done = found["server"].keys() & found["clients"].keys()
+    return {number: found["server"][number] for number in done}
 
 
 def _show_round(item: dict[str, Any], total: int, accuracy: float) -> None:
