@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,7 @@ def started(log: Path, module: str, *arguments: str) -> Iterator[subprocess.Pope
 
 
 @contextmanager
-def all_started(log: Path, commands: list[tuple[str, ...]]) -> Iterator[None]:
+def all_started(log: Path, commands: Sequence[tuple[str, ...]]) -> Iterator[None]:
     """Several of them at once."""
     with ExitStack() as stack:
         for command in commands:
