@@ -172,6 +172,7 @@ def test_the_largest_shares_nothing_with_the_updates() -> None:
     first = torch.tensor([1, 5])
     largest = Maximum()
     largest.add({"n": first})
+    assert largest.value()["n"] is not first
     largest.add({"n": torch.tensor([3, 3])})
     assert first.tolist() == [1, 5]
     first.fill_(100)

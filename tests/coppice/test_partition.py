@@ -99,6 +99,22 @@ def test_small_alpha_concentrates_classes_and_large_alpha_spreads_them() -> None
     assert largest_share(1000.0) < 0.15
 
 
+@pytest.mark.parametrize(
+    "partitioner",
+    [
+        IidPartitioner(num_partitions=2),
+        DirichletPartitioner(num_partitions=2, alpha=1000.0),
+        PathologicalPartitioner(num_partitions=2, num_classes_per_partition=10),
+    ],
+    ids=repr,
+)
+def test_who_gets_which_examples_of_a_class_is_chance(partitioner: Partitioner) -> None:
+    labels = np.sort(LABELS)
+    part = partitioner.partition(labels, seed=0)[0]
+    of_first_class = part[labels[part] == 0]
+    assert np.any(np.diff(of_first_class) > 1)
+
+
 def test_dirichlet_keeps_its_smallest_part_and_its_balance() -> None:
     for seed in range(5):
         parts = DirichletPartitioner(num_partitions=6, alpha=0.3, min_partition_size=30).partition(

@@ -173,6 +173,7 @@ def test_plain_values_hold_no_tensors() -> None:
     ("change", "message"),
     [
         ({"pair": [1]}, r"^Tree\.pair has 1 items; 2 are needed$"),
+        ({"pair": [1, "x", 2]}, r"^Tree\.pair has 3 items; 2 are needed$"),
         ({"pair": [1, 2]}, r"^Tree\.pair\[1\] is 2, not of type str$"),
         ({"pair": "ab"}, r"^Tree\.pair is not a list$"),
         ({"pair": None}, r"^Tree\.pair is not a list$"),

@@ -179,7 +179,8 @@ class FakeServer(CoordinationServicer):
     def PollTask(self, request: pb.PollRequest, context: grpc.ServicerContext) -> pb.PollReply:  # noqa: N802
         self._arrived("PollTask", request, context)
         ended = threading.Event()
-        context.add_callback(ended.set)
+        if not context.add_callback(ended.set):
+            ended.set()  # the call was over before this thread began: nobody calls back
         while not ended.is_set():
             try:
                 reply = self._replies.get(timeout=0.05)

@@ -289,11 +289,12 @@ class Outcome:
     err: str
 
 
-def call(module: str, *arguments: object) -> Outcome:
+def call(module: str, *arguments: object, **variables: str) -> Outcome:
+    """Run a program to its end."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=ROOT,
-        env=environment(),
+        env=environment(**variables),
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,

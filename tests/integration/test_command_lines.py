@@ -300,6 +300,21 @@ def test_wrong_usage_of_fedclient_ends_with_2(arguments: tuple[str, ...]) -> Non
     assert "Traceback" not in outcome.err
 
 
+# ---- surroundings -------------------------------------------------------------------------------
+
+
+def test_proxy_that_the_environment_names_is_not_asked_for_a_server_nearby(
+    host: Server, files: Path, tmp_path: Path, idle_port: str
+) -> None:
+    proxy = f"http://{idle_port}"
+    variables = {"http_proxy": proxy, "https_proxy": proxy, "grpc_proxy": proxy}
+    listed = call(SERVER, "run", "list", "--data", host.data, **variables)
+    assert (listed.code, listed.err) == (0, "")
+    flags = ("--data", files / "label.npz", "--state", tmp_path / "state", "--wait", "0")
+    joined = call(CLIENT, "join", host.address, *flags, **variables)
+    assert_one_line(joined, 3, "labels go from 3 to 10")
+
+
 # ---- names --------------------------------------------------------------------------------------
 
 

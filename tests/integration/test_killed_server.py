@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from coppice.domain import ClientId, TaskKind
+from server.config import WHERE_FILE
 from server.records import RoundState
 from tests.integration.fleet import Fleet, Server, until
 from tests.integration.runs import app_file, saved, simulated
@@ -85,6 +89,24 @@ def test_server_killed_right_after_a_commit_goes_on_with_the_next_round(
     with server.store() as store:
         assert store.run(run_id).round_number == 2
     server.start()
+    assert_finished(server, run_id, digits, text)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_server_asked_to_stop_in_mid_round_goes_on_when_it_is_started_again(
+    app_fleet: Fleet, digits: dict[str, Path], number: int, code: int
+) -> None:
+    server, device = app_fleet.server, app_fleet.devices["pi-2"]
+    device.gate.close()
+    text = app_file(stop="{ rounds = 2 }")
+    run_id = server.submit(text)
+    device.gate.wait_until_reached()
+    server.program.send(number)
+    assert server.program.wait() == code
+    assert not (server.data / WHERE_FILE).exists()
+    assert "Traceback" not in server.program.printed
+    server.start()
+    device.gate.open()
     assert_finished(server, run_id, digits, text)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +54,7 @@ class TestJoin:
     def test_comes_first(self, tmp_path: Path, method: str) -> None:
         async def scene(host: Host) -> None:
             stranger = Device(host, "stranger")
-            calls = {
+            calls: dict[str, Callable[[], Awaitable[Any]]] = {
                 "poll": stranger.poll,
                 "heartbeat": stranger.heartbeat,
                 "leave": stranger.leave,

@@ -11,6 +11,7 @@ from torch import nn
 from coppice.domain import ModelSpec
 from coppice.errors import RunFileError
 from coppice.models import MODELS, make_model
+from coppice.models.norms import norm_1d, norm_2d
 from coppice.models.resnet import ResidualBlock
 
 SHAPES = {
@@ -124,3 +125,11 @@ def test_an_unknown_model_is_refused_with_those_there_are() -> None:
         make("vgg12", 3, 32, 32)
     assert "'vgg12'" in str(caught.value)
     assert all(repr(name) in str(caught.value) for name in MODELS)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 4), (16, 1), (6, 1), (200, 1)])
+def test_group_norm_takes_sixteen_channels_together_or_all(channels: int, groups: int) -> None:
+    for layer in (norm_1d, norm_2d):
+        norm = layer(ModelSpec(name="mlp", norm="group"), channels)
+        assert isinstance(norm, nn.GroupNorm)
+        assert norm.num_groups == groups

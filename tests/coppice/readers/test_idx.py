@@ -99,13 +99,20 @@ def test_damaged_images_are_refused(
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz"])
-@pytest.mark.parametrize("damage", ["not compressed", "cut", "flipped"])
+@pytest.mark.parametrize("damage", ["not compressed", "cut", "flipped", "no blocks"])
 def test_damaged_compression_is_refused(tmp_path: Path, suffix: str, damage: str) -> None:
     path = write_pair(tmp_path, images=suffix)
     whole = path.read_bytes()
     middle = len(whole) // 2
     flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
-    path.write_bytes({"not compressed": idx(X), "cut": whole[:-9], "flipped": flipped}[damage])
+    # What follows gzip's ten bytes of header is no deflate block.
+    damaged = {
+        "not compressed": idx(X),
+        "cut": whole[:-9],
+        "flipped": flipped,
+        "no blocks": whole[:10] + b"\xff" * 40,
+    }
+    path.write_bytes(damaged[damage])
     with pytest.raises(UnreadableData, match="accepted are"):
         read(path, SPEC)
 

@@ -94,6 +94,7 @@ def test_arrays_that_are_missing_or_wrong_are_named(
         header((1 << 40, 3)) + bytes(6),
         header((-2, -3)) + bytes(6),
         header((1 << 60,), "<U0"),
+        header((2, 3)).replace(b")", b"(") + bytes(6),
         b"\x93NUMPY\x03\x00" + bytes(100),
     ],
 )

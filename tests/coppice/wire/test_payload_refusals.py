@@ -81,6 +81,13 @@ def test_what_readers_refuse_is_not_written() -> None:
         encode({"g": many})
 
 
+def test_a_header_that_is_not_padded_is_refused() -> None:
+    assert len(ONE) % 8
+    prefix = payload([ONE], [FOUR_BYTES])[:16]
+    data = with_header_length(len(ONE), prefix + ONE + bytes(8))
+    refuse(data, "header's length is wrong")
+
+
 # ---- the entries -------------------------------------------------------------------------------
 
 

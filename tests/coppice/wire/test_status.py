@@ -111,7 +111,8 @@ def test_a_name_that_is_no_leaf_of_the_tree_makes_nothing(name: str) -> None:
 
 
 def test_metadata_of_others_are_passed_over() -> None:
-    metadata = (("content-type", "grpc"), ("trace-bin", b"\0"), (ERROR_KEY, "NameTaken"))
+    others = (("content-type", "grpc"), ("trace-bin", b"\0"), ("reason", "DiskFull"))
+    metadata = (*others, (ERROR_KEY, "NameTaken"))
     error = FakeError(grpc.StatusCode.UNKNOWN, "", metadata)
     found = error_from(error)
     assert type(found) is errors.NameTaken

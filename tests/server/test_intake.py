@@ -1,0 +1,276 @@
+"""From bytes to a receipt: nothing is stored of what is refused, and nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from coppice.domain import ClientId, TaskKind
+from coppice.errors import (
+    CoppiceError,
+    InvalidMessage,
+    RoundClosed,
+    TransferBroken,
+    UnknownTask,
+    UpdateRefused,
+)
+from coppice.tensors import Payload, TensorSpec
+from coppice.wire import coordination_pb2 as pb
+from coppice.wire.chunks import MAX_CHUNK_BYTES, blob_ref
+from coppice.wire.payload import encode
+from server.intake import take_update
+from server.records import NewTask, TaskRecord, UpdateRecord
+from server.resources import Resources
+from tests.server.host import PATIENCE_SECONDS, make_resources
+from tests.server.run_samples import SPEC, A, B
+from tests.server.store_samples import NOON, blob, new_client
+
+EXPECTS = {"delta": {"w": TensorSpec((3, 2), "float32")}, "state": {"n": TensorSpec((), "int64")}}
+GOOD: Payload = {"delta": {"w": torch.ones(3, 2)}, "state": {"n": torch.tensor(3)}}
+
+
+@dataclass
+class Desk:
+    """Where updates are taken in, with one open task of a and one of b."""
+
+    resources: Resources
+    task: TaskRecord
+    other: TaskRecord
+
+    def take(
+        self,
+        data: bytes | None = None,
+        parts: Sequence[bytes] | None = None,
+        client: ClientId = A,
+        **header: Any,
+    ) -> UpdateRecord:
+        """Push some bytes, by default a good update."""
+        data = bytes(encode(GOOD)) if data is None else data
+        ref = blob_ref(data)
+        fields: dict[str, Any] = {
+            "task_id": self.task.task_id,
+            "blob": pb.BlobRef(digest=ref.digest, size_bytes=ref.size_bytes),
+            "num_examples": 60,
+            "steps": 5,
+            "metrics": {"loss": 0.5},
+        }
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for part in [data] if parts is None else parts:
+                yield part
+
+        async def take() -> UpdateRecord:
+            head = pb.PushHeader(**(fields | header))
+            task, update = await take_update(self.resources, client, head, chunks())
+            assert task.task_id == update.task_id
+            return update
+
+        return asyncio.run(asyncio.wait_for(take(), PATIENCE_SECONDS))
+
+    def refused(self, kind: type[CoppiceError], match: str, **push: Any) -> None:
+        """It is refused like this, and nothing is stored."""
+        folder = self.resources.blobs.folder
+        with pytest.raises(kind, match=match):
+            self.take(**push)
+        assert self.resources.store.update(self.task.task_id) is None
+        assert self.resources.store.update(self.other.task_id) is None
+        assert list((folder / "partial").iterdir()) == []
+        assert self.resources.store.events(None) == []
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    resources = make_resources(tmp_path)
+    store = resources.store
+    for name in (A, B):
+        store.join_client(new_client(name, f"device-{name}"), NOON)
+    run_id = store.submit_run(SPEC, NOON)
+    store.start_run(run_id, blob("0"), NOON)
+    store.open_round(run_id, 1, NOON)
+    new = [NewTask(name, TaskKind.TRAIN, blob("b"), {}, EXPECTS) for name in (A, B)]
+    tasks = store.commit_tasks(run_id, 1, "0" * 64, NOON, new, NOON)
+    yield Desk(resources, *tasks)
+    resources.threads.close()
+    store.close()
+
+
+class TestGood:
+    def test_update_is_stored_with_all_that_is_said_of_it(self, desk: Desk) -> None:
+        update = desk.take()
+        assert desk.resources.store.update(desk.task.task_id) == update
+        assert (update.client_id, update.num_examples, update.steps) == (A, 60, 5)
+        assert update.metrics == {"loss": 0.5}
+        assert not update.counted
+        assert desk.resources.blobs.read(update.blob.digest) == encode(GOOD)
+        (event,) = desk.resources.store.events(None)
+        assert (event.kind, event.client_id, event.text) == (
+            "update_stored",
+            A,
+            "round 1: update of a stored",
+        )
+
+    @pytest.mark.parametrize("size", [1, 7, 64])
+    def test_update_may_come_in_pieces_of_any_size(self, desk: Desk, size: int) -> None:
+        data = bytes(encode(GOOD))
+        parts = [data[start : start + size] for start in range(0, len(data), size)]
+        assert desk.take(parts=[b"", *parts, b""]).blob == blob_ref(data)
+
+    def test_every_piece_is_a_sign_of_life(self, desk: Desk) -> None:
+        assert desk.resources.presence.silent_for(A) == float("inf")
+        desk.take()
+        assert desk.resources.presence.silent_for(A) < PATIENCE_SECONDS
+
+
+class TestTwice:
+    def test_second_push_gets_the_first_receipt_without_its_bytes_being_read(
+        self, desk: Desk
+    ) -> None:
+        first = desk.take()
+        assert desk.take(parts=[b"never read"], num_examples=7) == first
+        assert len(desk.resources.store.events(None)) == 1
+
+    def test_other_bytes_for_the_same_task_change_nothing(self, desk: Desk) -> None:
+        first = desk.take()
+        other: Payload = GOOD | {"delta": {"w": torch.zeros(3, 2)}}
+        assert desk.take(bytes(encode(other))) == first
+
+    def test_after_the_round_has_closed_the_receipt_is_still_given(self, desk: Desk) -> None:
+        first = desk.take()
+        desk.resources.store.close_tasks(1, 1, TaskKind.TRAIN, 0, NOON)
+        assert desk.take() == first
+
+    def test_two_at_the_same_time_are_stored_once(self, desk: Desk) -> None:
+        data = bytes(encode(GOOD))
+        ref = blob_ref(data)
+        header = pb.PushHeader(
+            task_id=desk.task.task_id,
+            blob=pb.BlobRef(digest=ref.digest, size_bytes=ref.size_bytes),
+        )
+
+        async def both() -> None:
+            async def chunks(started: asyncio.Event, other: asyncio.Event) -> AsyncIterator[bytes]:
+                started.set()
+                await other.wait()
+                yield data
+
+            events = asyncio.Event(), asyncio.Event()
+            pushes = [
+                take_update(desk.resources, A, header, chunks(*pair))
+                for pair in (events, events[::-1])
+            ]
+            (_, first), (_, second) = await asyncio.gather(*pushes)
+            assert first == second
+
+        asyncio.run(asyncio.wait_for(both(), PATIENCE_SECONDS))
+
+
+def payload(delta: object = GOOD["delta"], state: object = GOOD["state"]) -> bytes:
+    return bytes(encode({"delta": delta, "state": state}))  # type: ignore[dict-item]
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("data", "match"),
+        [
+            (b"x", "the update has 1 bytes; task 1 expects"),
+            (bytes(encode(GOOD)) + bytes(8), "is the model the run's"),
+            (payload({"v": torch.ones(3, 2)}), "delta/v was not asked for"),
+            (payload({"w": torch.ones(2, 3)}), r"delta/w is float32 \[2, 3\]; the task expects"),
+            (payload({"w": torch.ones(3, 2, dtype=torch.int32)}), "delta/w is int32"),
+            (payload({"w": torch.full((3, 2), float("nan"))}), "values that are not finite"),
+            (payload({"w": torch.full((3, 2), float("inf"))}), "values that are not finite"),
+            (bytes(len(encode(GOOD))), "these bytes are not a payload"),
+        ],
+        ids=["short", "long", "name", "shape", "type", "NaN", "infinite", "garbage"],
+    )
+    def test_update_that_does_not_fit_its_task(self, desk: Desk, data: bytes, match: str) -> None:
+        desk.refused(UpdateRefused, match, data=data)
+
+    def test_update_refused_leaves_room_for_a_good_one(self, desk: Desk) -> None:
+        desk.refused(UpdateRefused, "not finite", data=payload({"w": torch.full((3, 2), 1e39)}))
+        assert desk.take().blob == blob_ref(encode(GOOD))
+
+    @pytest.mark.parametrize("task_id", [3, 10**9, 2**53, 2**63, 2**64 - 1])
+    def test_task_that_never_was(self, desk: Desk, task_id: int) -> None:
+        desk.refused(UnknownTask, f"there is no task {task_id}", task_id=task_id)
+
+    def test_task_of_another_client(self, desk: Desk) -> None:
+        desk.refused(UnknownTask, "is not a task of b", client=B)
+
+    def test_task_that_is_closed(self, desk: Desk) -> None:
+        desk.resources.store.close_tasks(1, 1, TaskKind.TRAIN, 0, NOON)
+        desk.refused(RoundClosed, "round 1 is over")
+
+    @pytest.mark.parametrize(
+        ("header", "match"),
+        [
+            ({"offset": 8}, "the update starts at byte 8; it must start at 0"),
+            ({"num_examples": 2**53}, "num_examples is"),
+            ({"steps": 2**64 - 1}, "steps is"),
+            ({"metrics": {"loss": float("nan")}}, "metric 'loss' is nan; it must be finite"),
+            ({"metrics": {"": 1.0}}, "not a valid name"),
+            ({"metrics": {f"m{index}": 1.0 for index in range(65)}}, "64 metrics at most"),
+            ({"blob": pb.BlobRef(digest="X" * 64, size_bytes=9)}, "64 lower-case"),
+            ({"blob": pb.BlobRef(digest="a" * 64, size_bytes=2**64 - 1)}, "size_bytes is"),
+        ],
+        ids=str,
+    )
+    def test_header_outside_its_limits(
+        self, desk: Desk, header: dict[str, Any], match: str
+    ) -> None:
+        desk.refused(InvalidMessage, match, **header)
+
+    def test_fewer_bytes_than_announced(self, desk: Desk) -> None:
+        data = bytes(encode(GOOD))
+        match = f"ended after {len(data) - 1} of {len(data)} bytes"
+        desk.refused(TransferBroken, match, parts=[data[:-1]])
+        desk.refused(TransferBroken, "ended after 0 of", parts=[])
+
+    def test_more_bytes_than_announced(self, desk: Desk) -> None:
+        data = bytes(encode(GOOD))
+        desk.refused(InvalidMessage, "more bytes arrive", parts=[data, b"x"])
+        desk.refused(InvalidMessage, "more bytes arrive", parts=[data + b"x"])
+
+    def test_other_bytes_than_announced(self, desk: Desk) -> None:
+        data = bytes(encode(GOOD))
+        damaged = data[:-1] + bytes([data[-1] ^ 1])
+        desk.refused(TransferBroken, "arrived damaged", parts=[damaged])
+
+    def test_piece_over_the_limit(self, desk: Desk) -> None:
+        desk.refused(
+            InvalidMessage,
+            f"a chunk may have {MAX_CHUNK_BYTES} bytes at most",
+            parts=[bytes(MAX_CHUNK_BYTES + 1)],
+        )
+
+    def test_sender_that_breaks_off(self, desk: Desk) -> None:
+        ref = blob_ref(encode(GOOD))
+        header = pb.PushHeader(
+            task_id=desk.task.task_id,
+            blob=pb.BlobRef(digest=ref.digest, size_bytes=ref.size_bytes),
+        )
+
+        async def scene() -> None:
+            waiting = asyncio.Event()
+
+            async def chunks() -> AsyncIterator[bytes]:
+                yield bytes(8)
+                waiting.set()
+                await asyncio.Event().wait()
+
+            push = asyncio.create_task(take_update(desk.resources, A, header, chunks()))
+            await waiting.wait()
+            push.cancel()
+            await asyncio.wait([push])
+
+        play: Callable[[Awaitable[None]], None] = asyncio.run  # type: ignore[assignment]
+        play(asyncio.wait_for(scene(), PATIENCE_SECONDS))
+        assert desk.resources.store.update(desk.task.task_id) is None
+        assert list((desk.resources.blobs.folder / "partial").iterdir()) == []
+        desk.take()
