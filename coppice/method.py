@@ -84,6 +84,8 @@ class Local:
 
     client_id: ClientId
     app: App
+    #: The run's: the model built from it is the one that the server began with.
+    seed: int
     #: The examples that are trained on.
     train: Examples
     #: The examples that never are; may be empty.

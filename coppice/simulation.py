@@ -104,6 +104,7 @@ class _Device:
         return Local(
             client_id=self.client_id,
             app=self.app,
+            seed=seed,
             train=self.train,
             held_out=self.held_out,
             capability=_CAPABILITY,

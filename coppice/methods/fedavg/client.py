@@ -61,8 +61,9 @@ class Client(ClientHalf):
         return tensors
 
     def _receive(self, task: Task, local: Local) -> nn.Module:
-        # The module is built once a run; its values always come from the task.
+        # The module is built once a run; its values always come from the task, but for buffers
+        # that are no part of its state: those are the server's own by way of the seed.
         if self._model is None:
-            self._model = build_model(local.app, seed=0)
+            self._model = build_model(local.app, local.seed)
         assign(self._model, self.model(task, local))
         return self._model
