@@ -80,8 +80,11 @@ class Evaluator:
         if self._child is None or self._child.returncode is not None:
             self._child = await asyncio.create_subprocess_exec(
                 sys.executable,
+                # The folder that we are in may have a package "server" of its own.
+                "-P",
                 "-m",
                 "server.evaluation",
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_MAX_LINE_BYTES,
@@ -94,9 +97,13 @@ class Evaluator:
         try:
             child.stdin.write(line)
             await child.stdin.drain()
+            answer = await child.stdout.readline()
         except ConnectionError:
-            return b""
-        return await child.stdout.readline()
+            answer = b""
+        if not answer:
+            # Only one that is known to be dead is replaced.
+            await child.wait()
+        return answer
 
 
 def _request(
