@@ -149,7 +149,7 @@ class Device:
         ready, meter = self._expected(offer.run_id), self._meter()
         started, (down, up) = time.monotonic(), self._link.bytes_moved
         self._choice = None
-        # What an earlier attempt staged never got a receipt.
+        # What an earlier task staged and this one finds never got a receipt.
         ready.private.drop()
         with self._link.heartbeat.working_on(offer.task_id, meter):
             task = self._fetch(offer)
@@ -187,8 +187,6 @@ class Device:
 
     def _give_up(self, error: Exception) -> None:
         """The task is gone; the device is not."""
-        if self._ready is not None:
-            self._ready.private.drop()
         self._stop.check()
         self._journal.gone(error)
         if isinstance(error, _REFUSED):

@@ -37,6 +37,7 @@ class ReadyRun:
         return Local(
             client_id=self.client_id,
             app=self.app,
+            seed=self.workload.seed,
             train=self.train,
             held_out=self.held_out,
             capability=capability,
