@@ -22,6 +22,7 @@ from coppice.domain import (
     RunSpec,
     StopSpec,
     TaskKind,
+    derive_seed,
 )
 from coppice.errors import InvalidPayload
 from coppice.method import Choice, ClientHalf, InitContext, Local, ServerHalf, Task, Update
@@ -154,6 +155,22 @@ def test_a_method_without_a_global_model_is_not_evaluated_on_the_server() -> Non
     result = simulated(held_out=examples(5)).run()
     assert result.models == {}
     assert all(done.evaluation.keys() == {"clients"} for done in result.rounds)
+
+
+def test_chance_is_the_clients_own_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: dict[tuple[str, int], int] = {}
+
+    class Noting(Client):
+        def run(self, task: Task, local: Local) -> Update:
+            seeds[local.client_id, task.round_number] = local.generator.initial_seed()
+            return super().run(task, local)
+
+    monkeypatch.setattr(simulation, "server_half", lambda spec: Server())
+    monkeypatch.setattr(simulation, "client_half", lambda spec: Noting())
+    simulated(rounds=2).run()
+    assert seeds == {
+        (name, number): derive_seed(0, name, number) for name in ("c3", "c8") for number in (1, 2)
+    }
 
 
 def test_an_update_that_does_not_fit_its_task_changes_nothing(

@@ -82,6 +82,7 @@ def local(app: App, train: Examples, **fields: Any) -> Local:
         "capability": CAPABILITY,
         "private": MemoryPrivate(),
         "meter": CountingMeter(),
-        "generator": torch.Generator().manual_seed(fields.pop("seed", 0)),
+        "seed": 0,
+        "generator": torch.Generator().manual_seed(fields.get("seed", 0)),
     }
     return Local(app=app, train=train, **(needed | fields))

@@ -33,9 +33,12 @@ ROOT = Path(__file__).parents[2]
 
 
 class NoWait(random.Random):
-    """Chance that never lets anyone wait."""
+    """Chance that never lets anyone wait, and counts how often it was asked."""
+
+    asked = 0
 
     def uniform(self, a: float, b: float) -> float:
+        self.asked += 1
         return 0.0
 
 
@@ -61,6 +64,7 @@ class ThreadedDevice:
         self.connection = Connection(server.address, "kitchen", self.stop)
         request = pb.JoinRequest(protocol_version=PROTOCOL_VERSION, device_id="1" * 32)
         self.link = Link(self.connection, request, self.stop, self.journal, Backoff(NoWait()))
+        self.refusals = NoWait()
         self._pool = ThreadPoolExecutor(1)
         self._life: Future[int] | None = None
 
@@ -78,7 +82,7 @@ class ThreadedDevice:
         with self.link as link:
             link.meet(0.0)
             with Device(self.plan, link, self.folder, self.stop, self.journal) as device:
-                device._refusals = Backoff(NoWait())
+                device._refusals = Backoff(self.refusals)
                 return device.live()
 
     def end(self) -> None:

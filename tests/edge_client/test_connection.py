@@ -187,6 +187,7 @@ def test_request_to_stop_cancels_the_call(
         calls[method]()
     asking.join()
     assert gate.opened.wait(PATIENCE_SECONDS), "the server was not told that the call is cancelled"
+    assert not gate.expired
 
 
 def test_goodbye_is_said_after_a_request_to_stop(

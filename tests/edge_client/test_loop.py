@@ -99,6 +99,7 @@ def test_round_that_closed_is_one_line_and_the_device_goes_on(
     server.end_run()
     assert device.start(once=True).result(PATIENCE_SECONDS) == 0
     assert device.printed.count("round 1  round 1 is over\n") == 1
+    assert device.refusals.asked == 0, "the next round waits for nobody"
     assert [header.task_id for header, _ in server.pushed] == [12]
 
 
@@ -117,14 +118,16 @@ def test_refused_task_does_not_end_the_device(
     server.end_run()
     assert device.start(once=True).result(PATIENCE_SECONDS) == 0
     assert [header.task_id for header, _ in server.pushed] == [12]
+    assert device.refusals.asked == 1, "a server that goes on refusing must not be hammered"
 
 
 class Private(ClientHalf):
-    """Counts its receipted tasks in its private state, and sends the count."""
+    """Counts its receipted tasks in its private state, except round 2, and sends the count."""
 
     def run(self, task: Task, local: Local) -> Update:
         before = local.private.read(dict[str, int]) or {"count": 0}
-        local.private.stage({"count": before["count"] + 1})
+        if task.round_number != 2:
+            local.private.stage({"count": before["count"] + 1})
         return Update(local.client_id, {}, before["count"])
 
     def evaluate(self, task: Task, local: Local) -> dict[str, float]:
@@ -144,9 +147,8 @@ def test_private_state_counts_receipted_tasks_only(
     monkeypatch.setattr("edge_client.ready.client_half", lambda spec: Private())
     ref = server.add_blob(model_payload())
     server.offer_run()
-    server.offer_task(ref, task_id=1)
-    server.offer_task(ref, task_id=2)
-    server.offer_task(ref, task_id=3)
+    for number in (1, 2, 3, 4):
+        server.offer_task(ref, task_id=number, round_number=number)
     server.end_run()
     gate = server.gate("PushUpdate")
     life = device.start(once=True)
@@ -155,7 +157,7 @@ def test_private_state_counts_receipted_tasks_only(
     gate.opened.set()
     assert life.result(PATIENCE_SECONDS) == 0
     seen = [request.num_examples for request in server.of("PushUpdate")]
-    assert seen == [0, 0, 1]
+    assert seen == [0, 0, 0, 1]
     assert list(device.folder.private.iterdir()) == [], "the run is over, its state is not"
 
 
@@ -307,7 +309,11 @@ def test_newest_model_is_saved_at_the_goodbye(server: FakeServer, device: Thread
     server.offer_task(server.add_blob(model_payload()), round_number=6)
     life = device.start()
     server.wait_for("PollTask", 3)
+    gate = server.gate("Leave")
     device.stop.request()
+    assert gate.reached.wait(PATIENCE_SECONDS)
+    assert not device.folder.model.exists(), "the goodbye comes first: writing may take long"
+    gate.opened.set()
     with pytest.raises(Stopped):
         life.result(PATIENCE_SECONDS)
     assert read_info(device.folder.model).round_number == 6

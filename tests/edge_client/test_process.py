@@ -43,9 +43,13 @@ def join(fedclient: Start, server: FakeServer, data: Path, tmp_path: Path) -> St
     return start
 
 
+#: Less than the deadline of any call: a call that is not cancelled makes the test fail.
+END_SECONDS = 30.0
+
+
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit code, output and errors of a process that is about to end."""
-    out, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    out, errors = process.communicate(timeout=END_SECONDS)
     return process.returncode, out, errors
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,11 @@ from tests.server.store_samples import NOON, blob, new_client
 
 EXPECTS = {"delta": {"w": TensorSpec((3, 2), "float32")}, "state": {"n": TensorSpec((), "int64")}}
 GOOD: Payload = {"delta": {"w": torch.ones(3, 2)}, "state": {"n": torch.tensor(3)}}
+
+
+def payload(w: torch.Tensor, name: str = "w") -> bytes:
+    """GOOD with another delta."""
+    return bytes(encode({"delta": {name: w}, "state": GOOD["state"]}))
 
 
 @dataclass
@@ -137,8 +142,7 @@ class TestTwice:
 
     def test_other_bytes_for_the_same_task_change_nothing(self, desk: Desk) -> None:
         first = desk.take()
-        other: Payload = GOOD | {"delta": {"w": torch.zeros(3, 2)}}
-        assert desk.take(bytes(encode(other))) == first
+        assert desk.take(payload(torch.zeros(3, 2))) == first
 
     def test_after_the_round_has_closed_the_receipt_is_still_given(self, desk: Desk) -> None:
         first = desk.take()
@@ -170,21 +174,17 @@ class TestTwice:
         asyncio.run(asyncio.wait_for(both(), PATIENCE_SECONDS))
 
 
-def payload(delta: object = GOOD["delta"], state: object = GOOD["state"]) -> bytes:
-    return bytes(encode({"delta": delta, "state": state}))  # type: ignore[dict-item]
-
-
 class TestRefused:
     @pytest.mark.parametrize(
         ("data", "match"),
         [
             (b"x", "the update has 1 bytes; task 1 expects"),
             (bytes(encode(GOOD)) + bytes(8), "is the model the run's"),
-            (payload({"v": torch.ones(3, 2)}), "delta/v was not asked for"),
-            (payload({"w": torch.ones(2, 3)}), r"delta/w is float32 \[2, 3\]; the task expects"),
-            (payload({"w": torch.ones(3, 2, dtype=torch.int32)}), "delta/w is int32"),
-            (payload({"w": torch.full((3, 2), float("nan"))}), "values that are not finite"),
-            (payload({"w": torch.full((3, 2), float("inf"))}), "values that are not finite"),
+            (payload(torch.ones(3, 2), "v"), "delta/v was not asked for"),
+            (payload(torch.ones(2, 3)), r"delta/w is float32 \[2, 3\]; the task expects"),
+            (payload(torch.ones(3, 2, dtype=torch.int32)), "delta/w is int32"),
+            (payload(torch.full((3, 2), float("nan"))), "values that are not finite"),
+            (payload(torch.full((3, 2), float("inf"))), "values that are not finite"),
             (bytes(len(encode(GOOD))), "these bytes are not a payload"),
         ],
         ids=["short", "long", "name", "shape", "type", "NaN", "infinite", "garbage"],
@@ -193,7 +193,7 @@ class TestRefused:
         desk.refused(UpdateRefused, match, data=data)
 
     def test_update_refused_leaves_room_for_a_good_one(self, desk: Desk) -> None:
-        desk.refused(UpdateRefused, "not finite", data=payload({"w": torch.full((3, 2), 1e39)}))
+        desk.refused(UpdateRefused, "not finite", data=payload(torch.full((3, 2), float("-inf"))))
         assert desk.take().blob == blob_ref(encode(GOOD))
 
     @pytest.mark.parametrize("task_id", [3, 10**9, 2**53, 2**63, 2**64 - 1])
@@ -219,7 +219,7 @@ class TestRefused:
             ({"blob": pb.BlobRef(digest="X" * 64, size_bytes=9)}, "64 lower-case"),
             ({"blob": pb.BlobRef(digest="a" * 64, size_bytes=2**64 - 1)}, "size_bytes is"),
         ],
-        ids=str,
+        ids=["offset", "examples", "steps", "NaN", "name", "metrics", "digest", "size"],
     )
     def test_header_outside_its_limits(
         self, desk: Desk, header: dict[str, Any], match: str
@@ -269,8 +269,7 @@ class TestRefused:
             push.cancel()
             await asyncio.wait([push])
 
-        play: Callable[[Awaitable[None]], None] = asyncio.run  # type: ignore[assignment]
-        play(asyncio.wait_for(scene(), PATIENCE_SECONDS))
+        asyncio.run(asyncio.wait_for(scene(), PATIENCE_SECONDS))
         assert desk.resources.store.update(desk.task.task_id) is None
         assert list((desk.resources.blobs.folder / "partial").iterdir()) == []
         desk.take()

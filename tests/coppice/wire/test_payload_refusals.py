@@ -70,7 +70,6 @@ def test_a_header_length_that_cannot_be_is_refused(length: int) -> None:
 def test_a_header_of_more_than_16_mib_is_refused_even_where_the_bytes_are_there() -> None:
     data = payload([]) + bytes(2**24 + 8)
     refuse(with_header_length(2**24 + 8, data), "header's length is wrong")
-    # One entry less is only wrong for its content.
     refuse(with_header_length(2**24, data[:-8]), "belong to no entry")
 
 

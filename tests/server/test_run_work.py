@@ -1,0 +1,213 @@
+"""The heavy work of a run: states, tasks and sums, from blobs to blobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from coppice import tree
+from coppice.app import build_model, make_app
+from coppice.domain import BlobRef, ClientId, Participant, RunSpec, TaskKind
+from coppice.errors import InvalidPayload, UnknownBlob
+from coppice.methods.fedavg.server import State
+from coppice.model_file import load_model, read_info
+from coppice.tensors import Payload, Tensors, buffers_of, parameters_of
+from coppice.wire import payload as wire
+from server.blobs import Blobs
+from server.records import NewTask, TaskRecord, UpdateRecord
+from server.run_work import RunWork
+from tests.server.run_samples import CAPABILITY, SPEC, A, B, C
+from tests.server.toy_method import Toy
+
+COHORT = [Participant(name, CAPABILITY, 10) for name in (B, A)]
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    return Blobs(tmp_path / "blobs", durable=False)
+
+
+@pytest.fixture
+def work(blobs: Blobs) -> RunWork:
+    made = RunWork(SPEC, blobs)
+    made.init_state(None)
+    return made
+
+
+def state_in(blobs: Blobs, ref: BlobRef) -> State:
+    return tree.load(State, bytes(blobs.read(ref.digest)))
+
+
+def initial(spec: RunSpec = SPEC, seed: int = SPEC.seed) -> dict[str, torch.Tensor]:
+    return parameters_of(build_model(make_app(spec), seed))
+
+
+def equal(left: Tensors, right: Tensors) -> bool:
+    return left.keys() == right.keys() and all(
+        torch.equal(tensor, right[name]) for name, tensor in left.items()
+    )
+
+
+def answers(
+    blobs: Blobs, tasks: list[NewTask], **values: float
+) -> Iterator[tuple[TaskRecord, UpdateRecord]]:
+    """Updates whose every number is the client's value."""
+    for position, task in enumerate(tasks):
+        payload: Payload = {
+            group: {
+                name: torch.full(item.shape, values[task.client_id]) for name, item in spec.items()
+            }
+            for group, spec in task.expects.items()
+        }
+        ref = blobs.put(wire.encode(payload))
+        yield (
+            TaskRecord(
+                position + 1, 1, 1, task.client_id, task.kind, position, task.payload,
+                task.settings, task.expects, "0" * 64, 0.0, True,
+            ),
+            UpdateRecord(position + 1, task.client_id, ref, 10, 1, {"loss": 1.0}, 0.0, False),
+        )  # fmt: skip
+
+
+class TestState:
+    def test_first_one_depends_on_the_seed_only(self, blobs: Blobs) -> None:
+        torch.manual_seed(1)
+        first = RunWork(SPEC, blobs).init_state(None)
+        torch.manual_seed(2)
+        assert RunWork(SPEC, blobs).init_state(None) == first
+        assert RunWork(replace(SPEC, seed=8), blobs).init_state(None) != first
+        assert equal(state_in(blobs, first).parameters, initial())
+
+    def test_first_one_may_be_a_warm_start(self, blobs: Blobs, tmp_path: Path) -> None:
+        from safetensors.torch import save
+
+        warm = {name: tensor + 1 for name, tensor in initial().items()}
+        ref = blobs.put(save(warm))
+        made = RunWork(replace(SPEC, warm_start=ref), blobs).init_state(None)
+        assert equal(state_in(blobs, made).parameters, warm)
+
+    def test_goes_on_from_a_stored_one(self, work: RunWork, blobs: Blobs) -> None:
+        other = RunWork(replace(SPEC, seed=8), blobs).init_state(None)
+        work.load_state(other)
+        (task, _) = work.plan(TaskKind.TRAIN, COHORT, 1)
+        sent = wire.decode(blobs.read(task.payload.digest))["parameters"]
+        assert equal(sent, state_in(blobs, other).parameters)
+
+    def test_that_is_gone_or_damaged_is_an_error(self, work: RunWork, blobs: Blobs) -> None:
+        with pytest.raises(UnknownBlob):
+            work.load_state(BlobRef("0" * 64, 1))
+        with pytest.raises(InvalidPayload, match="not a saved State"):
+            work.load_state(blobs.put(b"nonsense"))
+
+
+class TestPlan:
+    def test_is_in_the_order_of_the_cohort_with_one_payload(self, work: RunWork) -> None:
+        tasks = work.plan(TaskKind.TRAIN, COHORT, 1)
+        assert [task.client_id for task in tasks] == [B, A]
+        assert {task.kind for task in tasks} == {TaskKind.TRAIN}
+        assert tasks[0].payload == tasks[1].payload
+        assert tasks[0].expects.keys() == {"delta"} or tasks[0].expects.keys() == {
+            "delta",
+            "buffers",
+        }
+
+    def test_payloads_that_differ_are_stored_each(
+        self, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Each(Toy):
+            def plan(self, state, cohort, round_number):  # type: ignore[no-untyped-def]
+                tasks = super().plan(state, cohort, round_number)
+                return {
+                    name: replace(task, payload={"own": {"x": torch.full((1,), float(index))}})
+                    for index, (name, task) in enumerate(tasks.items())
+                }
+
+        monkeypatch.setattr("server.run_work.server_half", lambda _: Each())
+        work = RunWork(SPEC, blobs)
+        work.init_state(None)
+        first, second = work.plan(TaskKind.TRAIN, COHORT, 1)
+        assert [
+            float(wire.decode(blobs.read(task.payload.digest))["own"]["x"])
+            for task in (first, second)
+        ] == [0.0, 1.0]
+
+    @pytest.mark.parametrize("kind", [TaskKind.EVALUATE, TaskKind.KEEP])
+    def test_of_other_kinds_brings_the_model_after_the_round_and_expects_metrics_only(
+        self, work: RunWork, blobs: Blobs, kind: TaskKind
+    ) -> None:
+        tasks = work.plan(TaskKind.TRAIN, COHORT, 1)
+        ref, _ = work.aggregate(list(answers(blobs, tasks, a=1.0, b=1.0)), 1)
+        for task in work.plan(kind, COHORT, 1):
+            assert task.kind is kind
+            assert task.expects == {}
+            sent = wire.decode(blobs.read(task.payload.digest))["parameters"]
+            assert equal(sent, state_in(blobs, ref).parameters)
+
+
+class TestAggregate:
+    def test_moves_the_state_by_the_mean(self, work: RunWork, blobs: Blobs) -> None:
+        tasks = work.plan(TaskKind.TRAIN, COHORT, 1)
+        ref, metrics = work.aggregate(list(answers(blobs, tasks, a=1.0, b=2.0)), 1)
+        moved = {name: tensor + 1.5 for name, tensor in initial().items()}
+        found = state_in(blobs, ref).parameters
+        assert all(torch.allclose(found[name], tensor) for name, tensor in moved.items())
+        assert metrics == {"loss": 1.0}
+
+    def test_again_from_the_store_gives_the_same_bytes(self, work: RunWork, blobs: Blobs) -> None:
+        before = blobs.put(tree.save(State(initial(), {})))
+        folded = list(answers(blobs, work.plan(TaskKind.TRAIN, COHORT, 1), a=0.1, b=0.7))
+        first, _ = work.aggregate(folded, 1)
+        again = RunWork(SPEC, blobs)
+        again.load_state(before)
+        assert again.aggregate(folded, 1)[0] == first
+
+    def test_of_nothing_leaves_the_state_alone(self, blobs: Blobs) -> None:
+        work = RunWork(SPEC, blobs)
+        before = work.init_state(None)
+        assert work.aggregate([], 1) == (before, {})
+
+
+class TestTerms:
+    def test_are_stored_where_there_are_any(
+        self, work: RunWork, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert work.terms(1) is None
+        monkeypatch.setattr("server.run_work.server_half", lambda _: Toy())
+        toy = RunWork(SPEC, blobs)
+        toy.init_state(None)
+        ref = toy.terms(3)
+        assert ref is not None
+        assert int(wire.decode(blobs.read(ref.digest))["offer"]["round"]) == 3
+
+
+class TestExport:
+    def test_saves_a_model_that_says_where_it_is_from(
+        self, work: RunWork, blobs: Blobs, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "model.safetensors"
+        ref = RunWork(SPEC, blobs).init_state(None)
+        assert work.export(ref, path, 12, {"accuracy": 0.5})
+        info = read_info(path)
+        assert (info.workload, info.round_number) == (SPEC.workload, 12)
+        assert info.metrics == {"accuracy": 0.5}
+        assert info.written_by.startswith("fedserver ")
+        model, _ = load_model(path)
+        assert equal(parameters_of(model), initial())
+        assert buffers_of(model) == {}
+
+    def test_of_a_method_without_a_model_is_nothing(
+        self, blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("server.run_work.server_half", lambda _: Toy())
+        toy = RunWork(SPEC, blobs)
+        path = tmp_path / "model.safetensors"
+        assert not toy.export(toy.init_state(None), path, 1, {})
+        assert not path.exists()
+
+
+def test_clients_are_named() -> None:
+    assert ClientId("c") == C
