@@ -89,11 +89,6 @@ def subtract(left: Tensors, right: Tensors) -> dict[str, Tensor]:
     return {name: tensor - right[name] for name, tensor in left.items()}
 
 
-def num_values(tensors: Tensors) -> int:
-    """How many values the tensors have together."""
-    return sum(tensor.numel() for tensor in tensors.values())
-
-
 # ---- a module's tensors ------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 
 from coppice.domain import BlobRef
 from coppice.errors import TransferBroken
@@ -18,13 +17,6 @@ FIRST_CHUNK_BYTES = 256 * 2**10
 def blob_ref(data: bytes | bytearray | memoryview) -> BlobRef:
     """The name of some bytes."""
     return BlobRef(hashlib.sha256(data).hexdigest(), len(data))
-
-
-def split(data: bytes | bytearray, chunk_bytes: int, offset: int = 0) -> Iterator[bytes]:
-    """The bytes from `offset` on, in chunks of at most `chunk_bytes`."""
-    view = memoryview(data)
-    for start in range(offset, len(view), chunk_bytes):
-        yield bytes(view[start : start + chunk_bytes])
 
 
 class Assembler:

@@ -10,7 +10,7 @@ from typing import Any
 
 from coppice.domain import BlobRef, Capability, Metrics, TaskKind, Workload
 from coppice.errors import InvalidMessage, InvalidPayload
-from coppice.method import Task, Update
+from coppice.method import Task
 from coppice.tensors import Payload
 from coppice.tree import from_plain, to_plain
 from coppice.wire import coordination_pb2 as pb
@@ -88,17 +88,6 @@ def metrics_from_message(metrics: Mapping[str, float]) -> Metrics:
         if not math.isfinite(value):
             raise InvalidMessage(f"metric {name!r} is {value}; it must be finite")
     return dict(metrics)
-
-
-def push_header(task_id: int, update: Update, ref: BlobRef) -> pb.PushHeader:
-    """What goes before the bytes of an update."""
-    return pb.PushHeader(
-        task_id=task_id,
-        blob=blob_to_message(ref),
-        num_examples=update.num_examples,
-        steps=update.steps,
-        metrics={name: float(value) for name, value in update.metrics.items()},
-    )
 
 
 def check_push_header(header: pb.PushHeader) -> None:
