@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import statistics
 import tempfile
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def _figures(running: RunningServer, run_id: int) -> dict[str, Any]:
     rounds = running.api.get(f"/runs/{run_id}/rounds")
     # From one close to the next: everything between two rounds counts too.
     closes = [item["closed_at"] for item in rounds]
-    seconds = [late - early for early, late in zip(closes, closes[1:], strict=False)]
+    seconds = [late - early for early, late in pairwise(closes)]
     last = rounds[-1]
     return {
         "seconds_per_round": statistics.median(seconds[_WARM_UP_ROUNDS - 1 :]),
