@@ -14,7 +14,6 @@ from coppice.tensors import (
     assign,
     buffers_of,
     dtype_name,
-    num_values,
     parameters_of,
     spec_of,
     subtract,
@@ -130,11 +129,6 @@ def test_adding_scales_the_right_side_and_keeps_the_lefts_type() -> None:
     assert summed["a"].dtype == torch.float16
     assert summed["a"].tolist() == [2.0, 4.0]
     assert left["a"].tolist() == [1.0, 2.0]
-
-
-def test_values_are_counted() -> None:
-    assert num_values({}) == 0
-    assert num_values({"a": torch.zeros(2, 3), "b": torch.tensor(1), "c": torch.zeros(0, 9)}) == 7
 
 
 # ---- specs -------------------------------------------------------------------------------------

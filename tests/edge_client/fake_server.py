@@ -24,7 +24,7 @@ from coppice.domain import (
 from coppice.errors import CoppiceError
 from coppice.tensors import Payload, parameters_of
 from coppice.wire import coordination_pb2 as pb
-from coppice.wire.chunks import blob_ref, split
+from coppice.wire.chunks import blob_ref
 from coppice.wire.codec import blob_to_message, workload_to_json
 from coppice.wire.coordination_pb2_grpc import (
     CoordinationServicer,
@@ -201,8 +201,8 @@ class FakeServer(CoordinationServicer):
         if self.damage[request.digest] > 0:
             self.damage[request.digest] -= 1
             data[-1] ^= 1
-        for part in split(data, request.chunk_bytes):
-            yield pb.Chunk(data=part)
+        for start in range(0, len(data), request.chunk_bytes):
+            yield pb.Chunk(data=bytes(data[start : start + request.chunk_bytes]))
 
     def PushUpdate(  # noqa: N802
         self, parts: Iterator[pb.PushChunk], context: grpc.ServicerContext

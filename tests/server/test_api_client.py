@@ -161,7 +161,8 @@ def test_broken_answer_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "url", ["", "http://", "http://[::1", "http://127.0.0.1:x", "http://no such host", "ftp://x.invalid"]
+    "url",
+    ["", "http://", "http://[::1", "http://127.0.0.1:x", "http://no such host", "ftp://x.invalid"],
 )
 def test_address_that_is_none_is_one_line(url: str) -> None:
     with pytest.raises(ServerUnreachable, match="--server"):

@@ -10,9 +10,7 @@ from server.printing import moment, size, table
 
 
 def test_columns_are_as_wide_as_they_need_to_be_and_numbers_stand_right() -> None:
-    text = table(
-        ("run", "name", "best"), [(1, "digits", 0.91234), (12, "a", None), (123, "", 1.0)]
-    )
+    text = table(("run", "name", "best"), [(1, "digits", 0.91234), (12, "a", None), (123, "", 1.0)])
     assert text.splitlines() == [
         "run  name      best",
         "───  ──────  ──────",

@@ -145,9 +145,7 @@ class TestTerms:
 class TestEvaluationOnClients:
     def test_who_reported_evaluates_then_the_next_round_opens(self) -> None:
         machine = aggregating(ON_CLIENTS)
-        assert machine.handle(RoundCommitted(1, False)) == [
-            PlanTasks(1, TaskKind.EVALUATE, (A, B))
-        ]
+        assert machine.handle(RoundCommitted(1, False)) == [PlanTasks(1, TaskKind.EVALUATE, (A, B))]
         assert machine.handle(TasksCommitted(1, (A, B))) == [
             SetDeadline(1, Phase.EVALUATING, 600.0)
         ]
@@ -163,9 +161,7 @@ class TestEvaluationOnClients:
     @pytest.mark.parametrize(
         "late", [UpdateStored(1, B), ClientGone(B), DeadlinePassed(1, Phase.EVALUATING)], ids=str
     )
-    def test_is_folded_once(
-        self, late: UpdateStored | ClientGone | DeadlinePassed
-    ) -> None:
+    def test_is_folded_once(self, late: UpdateStored | ClientGone | DeadlinePassed) -> None:
         machine = evaluating()
         machine.handle(DeadlinePassed(1, Phase.EVALUATING))
         assert machine.handle(late) == []

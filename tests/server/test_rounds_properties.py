@@ -120,9 +120,7 @@ class Watcher:
             assert len(numbers) == len(set(numbers)), once
         closed = [x.round_number for x in self.said if isinstance(x, Aggregate | FailRound)]
         assert len(closed) == len(set(closed))
-        assert sum(isinstance(item, EndRun) for item in self.said) == (
-            machine.phase is Phase.ENDED
-        )
+        assert sum(isinstance(item, EndRun) for item in self.said) == (machine.phase is Phase.ENDED)
         for item in instructions:
             match item:
                 case SetDeadline(number, phase, seconds):

@@ -15,11 +15,11 @@ import torch
 import uvicorn
 
 from coppice.domain import Capability, ClientId, Metrics, TaskKind
-from coppice.method import Update
 from coppice.tensors import DTYPES
+from coppice.wire import coordination_pb2 as pb
 from coppice.wire import payload as wire
 from coppice.wire.chunks import blob_ref
-from coppice.wire.codec import push_header
+from coppice.wire.codec import blob_to_message
 from server.announcer import Announcer
 from server.answers import CheckIn, EndedRun, OpenRun
 from server.blobs import Blobs
@@ -169,8 +169,13 @@ class Stage:
             for group, tensors in task.expects.items()
         }
         data = wire.encode(payload)
-        update = Update(client_id, payload, 10, 1, measured(task))
-        header = push_header(task.task_id, update, blob_ref(data))
+        header = pb.PushHeader(
+            task_id=task.task_id,
+            blob=blob_to_message(blob_ref(data)),
+            num_examples=10,
+            steps=1,
+            metrics=measured(task),
+        )
 
         async def chunks() -> AsyncIterator[bytes]:
             yield bytes(data)
