@@ -28,6 +28,8 @@ from coppice.errors import DiskFull, InvalidMessage, StoreUnusable, TransferBrok
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+#: A transfer that has been silent for so long is taken for dead.
+_STALLED_SECONDS = 3600.0
 
 
 class Blobs:
@@ -104,7 +106,8 @@ class Blobs:
         Returns:
             Bytes freed.
         """
-        newest = time.time() - older_than_seconds
+        now = time.time()
+        ages = {self.folder: older_than_seconds, self._partial: _STALLED_SECONDS}
         freed = 0
         with self._disk_errors():
             for path in [*self.folder.iterdir(), *self._partial.iterdir()]:
@@ -115,7 +118,7 @@ class Blobs:
                 # A transfer that ends now moves its file away.
                 with self._names, contextlib.suppress(FileNotFoundError):
                     found = path.stat()
-                    if found.st_mtime < newest:
+                    if found.st_mtime < now - ages[path.parent]:
                         path.unlink()
                         freed += found.st_size
         return freed
