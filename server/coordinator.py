@@ -312,7 +312,7 @@ class Coordinator:
         self._resources.presence.saw(client_id)
         offered = self._driver.tasks.get(client_id) if self._driver is not None else None
         try:
-            task, update = await take_update(self._resources, client_id, header, chunks)
+            task, update = await take_update(self._resources, client_id, header, chunks, offered)
         except UpdateRefused:
             if self._driver is not None and offered and offered.task_id == header.task_id:
                 self._driver.update_rejected(offered)

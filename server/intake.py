@@ -25,10 +25,14 @@ async def take_update(
     client_id: ClientId,
     header: pb.PushHeader,
     chunks: AsyncIterator[bytes],
+    offered: TaskRecord | None = None,
 ) -> tuple[TaskRecord, UpdateRecord]:
     """Receive, check and store the answer to a task.
 
     What was stored before is found again: the bytes are not read a second time.
+
+    Args:
+        offered: The client's unanswered open task, which needs no look into the store.
 
     Raises:
         UpdateRefused, InvalidMessage, UnknownTask, RoundClosed, TransferBroken: Nothing is stored.
@@ -37,12 +41,15 @@ async def take_update(
     if header.task_id >= MAX_COUNT:
         raise UnknownTask(f"there is no task {header.task_id}")
     store, threads = resources.store, resources.threads
-    task = await threads.store(partial(store.task, header.task_id))
-    if task.client_id != client_id:
-        raise UnknownTask(f"task {header.task_id} is not a task of {client_id}")
-    earlier = await threads.store(partial(store.update, task.task_id))
-    if earlier is not None:
-        return task, earlier
+    if offered is not None and offered.task_id == header.task_id:
+        task = offered
+    else:
+        task = await threads.store(partial(store.task, header.task_id))
+        if task.client_id != client_id:
+            raise UnknownTask(f"task {header.task_id} is not a task of {client_id}")
+        earlier = await threads.store(partial(store.update, task.task_id))
+        if earlier is not None:
+            return task, earlier
     ref = blob_from_message(header.blob)
     if ref.size_bytes != wire.encoded_size_bytes(task.expects):
         raise UpdateRefused(

@@ -171,6 +171,8 @@ def _log(arguments: argparse.Namespace) -> None:
     while page := api.get(f"/runs/{run_id}/log?after={last}&limit={_PAGE}"):
         for event in page:
             _print_event(event, as_json=arguments.json)
+            # It may have ended since it was asked; what comes next would be waited for in vain.
+            ended = ended or event["kind"] == "run_ended"
         last = page[-1]["event_id"]
     if ended or not arguments.follow:
         return

@@ -13,7 +13,7 @@ from coppice.domain import BlobRef, ClientId, Participant, TaskKind
 from server.answers import OpenTerms
 from server.bell import Bell
 from server.judge import Judge, shown
-from server.records import NewEvent, RunRecord, RunState, TaskRecord
+from server.records import NewEvent, RunRecord, RunState, TaskRecord, UpdateRecord
 from server.resources import Resources
 from server.resumption import resume
 from server.round_events import (
@@ -74,6 +74,7 @@ class RunDriver:
         self._state_blob = record.state_blob
         #: Bytes that devices fetched for the open tasks.
         self._sent_bytes = 0
+        self._swept_at = time.monotonic()
         self._participants: dict[ClientId, Participant] = {}
         #: Who is there when all events that wait in the queue have been handled.
         self._there: set[ClientId] = set()
@@ -245,7 +246,7 @@ class RunDriver:
             round_number,
             state,
             metrics,
-            [task.task_id for task, _ in answers],
+            [record.task_id for record in answers],
             events=[self._event("round_committed", text)],
         )
         self._state_blob = state
@@ -257,7 +258,7 @@ class RunDriver:
     async def _fold_evaluation(self, round_number: int) -> None:
         await self._close_tasks(round_number, TaskKind.EVALUATE)
         mean = MeanMetrics()
-        for _, record in await self._answers(round_number, TaskKind.EVALUATE):
+        for record in await self._answers(round_number, TaskKind.EVALUATE):
             mean.add(record.metrics, weight=record.num_examples)
         await self._judge.record(round_number, ON_CLIENTS, mean.value(), self._known_state)
 
@@ -307,17 +308,16 @@ class RunDriver:
         assert self._state_blob is not None
         return self._state_blob
 
-    async def _answers(self, round_number: int, kind: TaskKind) -> list[Any]:
-        """Tasks and their updates, in plan order."""
-
-        def read() -> list[Any]:
-            tasks = self._store.tasks(self.run_id, round_number, kind)
-            found = ((task, self._store.update(task.task_id)) for task in tasks)
-            return [(task, update) for task, update in found if update is not None]
-
+    async def _answers(self, round_number: int, kind: TaskKind) -> list[UpdateRecord]:
+        """What is stored of a round, in plan order."""
+        read = partial(self._store.updates, self.run_id, round_number, kind)
         return await self._resources.threads.store(read)
 
     async def _sweep(self) -> None:
+        # More often would find nothing: what is young stays.
+        if time.monotonic() - self._swept_at < _SWEEP_AGE_SECONDS:
+            return
+        self._swept_at = time.monotonic()
         live = await self._resources.threads.store(self._store.live_blobs)
         live |= self._judge.digests | self._kept()
         if self.terms is not None:

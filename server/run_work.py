@@ -15,7 +15,7 @@ from coppice.model_file import ModelInfo, load_tensors, save_model
 from coppice.tensors import Payload
 from coppice.wire import payload as wire
 from server.blobs import Blobs
-from server.records import NewTask, TaskRecord, UpdateRecord
+from server.records import NewTask, UpdateRecord
 
 
 class RunWork:
@@ -69,7 +69,7 @@ class RunWork:
         ]
 
     def aggregate(
-        self, answers: Sequence[tuple[TaskRecord, UpdateRecord]], round_number: int
+        self, answers: Sequence[UpdateRecord], round_number: int
     ) -> tuple[BlobRef, Metrics]:
         """Fold stored updates, given in plan order, and store the next state."""
         self._state, metrics = self._half.aggregate(
@@ -94,11 +94,13 @@ class RunWork:
     def _load(self, ref: BlobRef) -> Any:
         return tree.load(self._half.state_type, bytes(self._blobs.read(ref.digest)))
 
-    def _updates(self, answers: Sequence[tuple[TaskRecord, UpdateRecord]]) -> Iterator[Update]:
-        for task, record in answers:
+    def _updates(self, answers: Sequence[UpdateRecord]) -> Iterator[Update]:
+        for record in answers:
             # Checked against the task when it came; the digest in the record vouches for it since.
             payload: Payload = wire.decode(self._blobs.read(record.blob.digest))
-            yield Update(task.client_id, payload, record.num_examples, record.steps, record.metrics)
+            yield Update(
+                record.client_id, payload, record.num_examples, record.steps, record.metrics
+            )
 
     def _store(self, task: Task, stored: dict[int, BlobRef]) -> BlobRef:
         """The task's payload as a blob; one payload object is encoded once."""
