@@ -166,6 +166,8 @@ class Device:
         self.name = name
         self.run_id = 0
         self.choice: pb.Choice | None = None
+        #: Every value of its updates.
+        self.value = 0.0
         self._metadata = () if name is None else ((CLIENT_KEY, name),)
         self._channel: Any = grpc.aio.insecure_channel(
             host.address, options=[("grpc.use_local_subchannel_pool", 1)]
@@ -252,10 +254,10 @@ class Device:
         parts: Iterable[bytes] | None = None,
         **header: Any,
     ) -> pb.Receipt:
-        """Answer a task, with zeros unless told otherwise."""
+        """Answer a task."""
         if data is None:
             expects = self.host.store.task(task.task_id).expects
-            data = bytes(wire.encode(zeros(expects) if payload is None else payload))
+            data = bytes(wire.encode(filled(expects, self.value) if payload is None else payload))
         ref = blob_ref(data)
         fields: dict[str, Any] = {
             "task_id": task.task_id,
@@ -284,11 +286,11 @@ class Device:
         return reply.over
 
 
-def zeros(expects: PayloadSpec) -> Payload:
-    """What a task expects, with nothing in it."""
+def filled(expects: PayloadSpec, value: float) -> Payload:
+    """What a task expects, with the same value everywhere."""
     return {
         group: {
-            name: torch.zeros(spec.shape, dtype=DTYPES[spec.dtype])
+            name: torch.full(spec.shape, value, dtype=DTYPES[spec.dtype])
             for name, spec in tensors.items()
         }
         for group, tensors in expects.items()

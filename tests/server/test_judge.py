@@ -186,8 +186,41 @@ class TestEvaluationOnTheServer:
 
             monkeypatch.setattr(host.resources.evaluator, "evaluate", evaluate)
             async with host.devices("a") as (a,):
+                a.value = 1.0
                 await host.submit(replace(EVALUATED, stop=StopSpec(rounds=3)))
                 assert (await a.work()).state == "finished"
-                assert len(host.store.evaluations(1)) == 3
+                assert len(set(states)) == len(host.store.evaluations(1)) == 3
+
+        play(tmp_path, scene)
+
+    def test_that_comes_when_the_model_is_saved_is_too_late(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def scene(host: Host) -> None:
+            evaluating, go_on, saving = asyncio.Event(), asyncio.Event(), asyncio.Event()
+            compute = host.resources.threads.compute
+
+            async def evaluate(*_: Any) -> Metrics:
+                evaluating.set()
+                await go_on.wait()
+                return {"accuracy": 1.0}
+
+            async def held(work: Callable[[], Any]) -> Any:
+                if getattr(work, "func", work).__name__ == "export":
+                    go_on.set()
+                    saving.set()
+                    await host.until(lambda: not host.driver._judge._evaluations)
+                return await compute(work)
+
+            monkeypatch.setattr(host.resources.evaluator, "evaluate", evaluate)
+            monkeypatch.setattr(host.resources.threads, "compute", held)
+            async with host.devices("a") as (a,):
+                await host.submit(EVALUATED)
+                await a.push(await a.task())
+                await evaluating.wait()
+                await host.coordinator.stop_run(1)
+                await saving.wait()
+                assert (await host.ended(1)).best_round is None
+                assert host.store.evaluations(1) == []
 
         play(tmp_path, scene)

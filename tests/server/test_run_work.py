@@ -18,7 +18,7 @@ from coppice.model_file import load_model, read_info
 from coppice.tensors import Payload, Tensors, buffers_of, parameters_of
 from coppice.wire import payload as wire
 from server.blobs import Blobs
-from server.records import NewTask, TaskRecord, UpdateRecord
+from server.records import NewTask, UpdateRecord
 from server.run_work import RunWork
 from tests.server.run_samples import CAPABILITY, SPEC, A, B
 from tests.server.toy_method import Toy
@@ -52,9 +52,7 @@ def equal(left: Tensors, right: Tensors) -> bool:
     )
 
 
-def answers(
-    blobs: Blobs, tasks: list[NewTask], **values: float
-) -> Iterator[tuple[TaskRecord, UpdateRecord]]:
+def answers(blobs: Blobs, tasks: list[NewTask], **values: float) -> Iterator[UpdateRecord]:
     """Updates whose every number is the client's value."""
     for position, task in enumerate(tasks):
         payload: Payload = {
@@ -64,13 +62,7 @@ def answers(
             for group, spec in task.expects.items()
         }
         ref = blobs.put(wire.encode(payload))
-        yield (
-            TaskRecord(
-                position + 1, 1, 1, task.client_id, task.kind, position, task.payload,
-                task.settings, task.expects, "0" * 64, 0.0, True,
-            ),
-            UpdateRecord(position + 1, task.client_id, ref, 10, 1, {"loss": 1.0}, 0.0, False),
-        )  # fmt: skip
+        yield UpdateRecord(position + 1, task.client_id, ref, 10, 1, {"loss": 1.0}, 0.0, False)
 
 
 class TestState:
