@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from functools import partial
 
 from coppice.domain import BlobRef, ClientId, Participant, TaskKind
+from coppice.errors import DiskFull, StoreUnusable
 from server.records import ClientRecord, NewTask, RunRecord
 from server.resources import Resources
 from server.run_work import RunWork
+
+_LOG = logging.getLogger(__name__)
 
 
 class Keepsakes:
@@ -53,7 +57,14 @@ class Keepsakes:
             for client in clients
         ]
         plan = partial(self._plan, record, state, cohort, round_number)
-        return {task.client_id: task for task in await self._resources.threads.compute(plan)}
+        try:
+            tasks = await self._resources.threads.compute(plan)
+        except (DiskFull, StoreUnusable):
+            raise
+        except Exception:  # a method's own mistake, which may be why the run failed: no way to stay
+            _LOG.exception("run %s leaves no model to its clients", record.spec.name)
+            return {}
+        return {task.client_id: task for task in tasks}
 
     def _plan(
         self, record: RunRecord, state: BlobRef, cohort: Sequence[Participant], round_number: int

@@ -51,7 +51,8 @@ def _resume_tasks(
     first = tasks[0]
     if first.closed and first.kind is TaskKind.TRAIN:
         return machine.resume_closed(first.round_number, reported), {}
-    seconds = first.deadline_at - now
+    # The clock may have been set back meanwhile.
+    seconds = min(first.deadline_at - now, machine.spec.cohort.deadline_seconds)
     return (
         machine.resume_reporting(first.round_number, waiting, reported, seconds, first.kind),
         waiting,
