@@ -12,6 +12,9 @@ import pytest
 from tests.integration.fleet import Fleet
 from tests.integration.runs import APP, app_file, saved, simulated
 
+# After a failed attempt devices wait, and longer each time.
+pytestmark = pytest.mark.timeout(300)
+
 DISK_BYTES = 256 * 2**20
 
 

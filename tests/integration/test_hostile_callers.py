@@ -7,7 +7,8 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -17,6 +18,7 @@ import torch
 from coppice.tensors import Payload
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.payload import encode
+from server.records import UpdateRecord
 from tests.integration.caller import Caller, Refused, decode, idle_update, push_parts
 from tests.integration.fleet import Fleet, Server
 from tests.integration.runs import run_file
@@ -211,18 +213,23 @@ def test_broken_push_is_refused_and_may_be_repeated(
 def test_same_update_twice_gets_the_same_receipt_and_is_stored_once(live: Live) -> None:
     task, update = live.take_task()
     parts = push_parts(task.task_id, encode(update))
-    first = live.mallory.push(*parts)
-    with live.server.store() as store:
-        stored = store.update(task.task_id)
-    assert live.mallory.push(*parts) == first
+    with ThreadPoolExecutor() as pool:
+        receipts = list(pool.map(lambda _: live.mallory.push(*parts), range(4)))
+    stored = update_of(live, task.task_id)
     live.goes_on(task.round_number)
-    assert live.mallory.push(*parts) == first
+    receipts.append(live.mallory.push(*parts))
+    assert {receipt.task_id for receipt in receipts} == {task.task_id}
+    assert update_of(live, task.task_id) == replace(stored, counted=True)
+    lines = live.server.api.get(f"/runs/{live.run_id}/log?newest=true")
+    text = f"round {task.round_number}: update of mallory stored"
+    assert [line["text"] for line in lines].count(text) == 1
+
+
+def update_of(live: Live, task_id: int) -> UpdateRecord:
     with live.server.store() as store:
-        again = store.update(task.task_id)
-    assert stored is not None
-    assert again is not None
-    assert again.received_at == stored.received_at
-    assert len(live.server.wait_for("round_committed", round_number=task.round_number)) > 0
+        update = store.update(task_id)
+    assert update is not None
+    return update
 
 
 def test_update_for_another_device_s_task_is_refused(live: Live) -> None:

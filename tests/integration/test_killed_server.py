@@ -16,6 +16,9 @@ from tests.integration.runs import app_file, saved, simulated
 
 TRIES = 5
 
+# After a failed attempt devices wait, and longer each time.
+pytestmark = pytest.mark.timeout(300)
+
 
 def assert_finished(server: Server, run_id: int, digits: dict[str, Path], text: str) -> None:
     """To its end, with each update counted once, as if nothing had happened."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 import torch
 
 from coppice import errors
@@ -21,6 +22,7 @@ from coppice.wire.chunks import blob_ref
 from coppice.wire.codec import capability_to_message
 from coppice.wire.coordination_pb2_grpc import CoordinationStub
 from coppice.wire.status import CLIENT_KEY, ERROR_KEY
+from server import run_driver
 from server.announcer import Announcer
 from server.blobs import Blobs
 from server.coordinator import Coordinator
@@ -284,6 +286,23 @@ class Device:
                     await self.push(reply.task, metrics={"accuracy": 0.5})
         self.run_id = 0
         return reply.over
+
+
+def sweep_everything(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From now on sweeps spare no blob for its youth; the list grows with each that is done.
+
+    A device must not answer before that: its update's bytes would go too.
+    """
+    done: list[int] = []
+    sweep = RunDriver._sweep
+
+    async def noted(self: RunDriver) -> None:
+        await sweep(self)
+        done.append(self.machine.round_number)
+
+    monkeypatch.setattr(run_driver, "_SWEEP_AGE_SECONDS", -1.0)
+    monkeypatch.setattr(RunDriver, "_sweep", noted)
+    return done
 
 
 def filled(expects: PayloadSpec, value: float) -> Payload:

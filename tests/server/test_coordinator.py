@@ -112,7 +112,8 @@ class TestPoll:
                 await asyncio.wait([older])
                 assert older.cancelled()
                 assert not newer.done()
-                assert host.driver._events.empty()
+                await host.until(host.driver._events.empty)
+                assert host.driver.machine.known == {A}
                 newer.cancel()
 
         play(tmp_path, scene)

@@ -13,9 +13,9 @@ from coppice.domain import BlobRef, MethodSpec
 from coppice.errors import DiskFull, StoreUnusable, UnknownBlob, UnknownRun
 from coppice.methods.fedavg.server import Server as FedAvg
 from coppice.model_file import load_model, read_info
-from server import coordinator, run_driver
+from server import coordinator
 from server.records import RunState
-from tests.server.host import Host, play
+from tests.server.host import Host, play, sweep_everything
 from tests.server.run_samples import SPEC, A, run_spec
 
 
@@ -133,15 +133,11 @@ class TestFailure:
                         raise ZeroDivisionError("oh")
 
                     broken.setattr(FedAvg, step, fail)
-                    run_id = await host.submit(run_spec(rounds=1))
-                    working = [asyncio.create_task(device.work()) for device in (a, b)]
-                    run = await host.ended(run_id)
-                    assert (run.state, run.reason) == ("failed", "ZeroDivisionError: oh")
-                    await host.until(lambda: host.coordinator._driver is None)
-                for task in working:
-                    task.cancel()
-                await asyncio.wait(working)
-                a.run_id = b.run_id = 0
+                    await host.submit(run_spec(rounds=1))
+                    a.run_id = b.run_id = 1
+                    overs = await asyncio.gather(a.work(), b.work())
+                    assert {over.state for over in overs} == {"failed"}
+                    assert {over.reason for over in overs} == {"ZeroDivisionError: oh"}
                 await host.submit(SPEC)
                 overs = await asyncio.gather(a.work(), b.work())
                 assert {over.state for over in overs} == {"finished"}
@@ -221,15 +217,15 @@ class TestKeep:
     def test_that_is_not_fetched_yet_outlives_the_next_run_s_sweep(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(run_driver, "_SWEEP_AGE_SECONDS", -1.0)
-
         async def scene(host: Host) -> None:
             async with host.devices("a", "b") as (a, b):
                 await host.submit(run_spec(size=1, rounds=1))
                 over, _ = await asyncio.gather(a.work(), b.work())
                 # a is slow: it fetches when the next run is well under way.
-                await host.submit(replace(run_spec(size=1, rounds=2), seed=8))
-                await b.work()
+                sweeps = sweep_everything(monkeypatch)
+                await host.submit(replace(run_spec(size=1), seed=8))
+                await b.task()
+                await host.until(lambda: bool(sweeps))
                 assert len(await a.fetch(over.keep.payload)) == over.keep.payload.size_bytes
 
         play(tmp_path, scene)

@@ -14,8 +14,8 @@ from coppice.domain import EvaluationSpec, Metrics, RunSpec, StopSpec, TaskKind
 from coppice.errors import AppError, DataError, DiskFull
 from coppice.method import Task
 from coppice.methods.fedavg.server import Server as FedAvg
-from server import coordinator, run_driver
-from tests.server.host import Host, play
+from server import coordinator
+from tests.server.host import Host, play, sweep_everything
 from tests.server.run_samples import SPEC, run_spec
 
 EVALUATED = replace(
@@ -170,7 +170,7 @@ class TestEvaluationOnTheServer:
     def test_of_states_that_wait_keeps_them_on_the_disk(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(run_driver, "_SWEEP_AGE_SECONDS", -1.0)
+        sweeps = sweep_everything(monkeypatch)
 
         async def scene(host: Host) -> None:
             third = asyncio.Event()
@@ -188,7 +188,11 @@ class TestEvaluationOnTheServer:
             async with host.devices("a") as (a,):
                 a.value = 1.0
                 await host.submit(replace(EVALUATED, stop=StopSpec(rounds=3)))
-                assert (await a.work()).state == "finished"
+                for number in (1, 2, 3):
+                    task = await a.task()
+                    await host.until(lambda: number in sweeps)  # noqa: B023
+                    await a.push(task)
+                assert (await a.over()).state == "finished"
                 assert len(set(states)) == len(host.store.evaluations(1)) == 3
 
         play(tmp_path, scene)

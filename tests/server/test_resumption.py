@@ -115,6 +115,12 @@ class TestOpenRound:
         assert instructions[1:] == [Aggregate(1)]
         assert tasks == {}
 
+    def test_after_the_clock_was_set_back_waits_no_longer_than_a_round(self, store: Store) -> None:
+        past = Past(store, SPEC)
+        past.plan(1, A, B)
+        _, instructions, _ = past.resume(now=NOON - 10_000)
+        assert instructions == [SetDeadline(1, Phase.REPORTING, 600.0)]
+
     def test_past_its_deadline_is_over_at_once(self, store: Store) -> None:
         past = Past(store, SPEC)
         past.plan(1, A, B)

@@ -26,6 +26,23 @@ def _polls_end_only_with_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordinator, "POLL_SECONDS", 10_000.0)
 
 
+def hold_aggregation(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> tuple[asyncio.Event, asyncio.Event]:
+    """Set when the server begins to fold; and to be set so that it goes on."""
+    busy, go_on = asyncio.Event(), asyncio.Event()
+    compute = host.resources.threads.compute
+
+    async def held(work: Callable[[], Any]) -> Any:
+        if getattr(work, "func", work).__name__ == "aggregate":
+            busy.set()
+            await go_on.wait()
+        return await compute(work)
+
+    monkeypatch.setattr(host.resources.threads, "compute", held)
+    return busy, go_on
+
+
 class TestRounds:
     def test_are_recorded_with_their_bytes_and_metrics(self, tmp_path: Path) -> None:
         async def scene(host: Host) -> None:
@@ -129,20 +146,11 @@ class TestRounds:
 
         play(tmp_path, scene)
 
-    def test_client_that_comes_and_goes_while_the_server_is_busy_is_not_planned(
+    def test_client_that_comes_and_goes_while_the_server_is_busy_is_not_there(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def scene(host: Host) -> None:
-            busy, go_on = asyncio.Event(), asyncio.Event()
-            compute = host.resources.threads.compute
-
-            async def held(work: Callable[[], Any]) -> Any:
-                if getattr(work, "func", work).__name__ == "aggregate":
-                    busy.set()
-                    await go_on.wait()
-                return await compute(work)
-
-            monkeypatch.setattr(host.resources.threads, "compute", held)
+            busy, go_on = hold_aggregation(host, monkeypatch)
             async with host.devices("a", "b") as (a, b):
                 await host.submit(run_spec(size=1))
                 await a.push(await a.task())
@@ -155,6 +163,29 @@ class TestRounds:
                 go_on.set()
                 assert (await a.task()).round_number == 2
                 assert host.driver.machine.known == {A}
+
+        play(tmp_path, scene)
+
+    def test_client_that_goes_and_comes_while_the_server_is_busy_is_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def scene(host: Host) -> None:
+            busy, go_on = hold_aggregation(host, monkeypatch)
+            async with host.devices("a", "b") as (a, b):
+                await host.submit(run_spec(quorum=1, on_clients=True))
+                task, other = await asyncio.gather(a.task(), b.task())
+                await b.push(other)
+                poll = b.polling()
+                await host.until(lambda: B in host.driver.machine.present)
+                await a.push(task)
+                await busy.wait()
+                poll.cancel()
+                await host.until(lambda: B not in host.coordinator._polls)
+                again = b.polling()
+                await host.holds("b")
+                go_on.set()
+                # Only who is there evaluates.
+                assert (await again).task.kind == "evaluate"
 
         play(tmp_path, scene)
 
