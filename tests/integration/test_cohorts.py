@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_client.status import read_status
 from tests.integration.fleet import Fleet, until
 from tests.integration.runs import APP, app_file
 
@@ -54,7 +55,9 @@ def test_round_closes_with_the_first_and_takes_the_task_of_the_last_back(rooms: 
     server.wait_for("round_committed", run_id=run_id, round_number=1)
     slow.gate.close()
     slow.gate.wait_until_reached()
-    missed = server.status()["round_number"]
+    status = read_status(slow.state / "status.json")
+    assert status is not None
+    missed = status.round_number
     server.wait_for("round_committed", run_id=run_id, round_number=missed)
     slow.gate.open()
 

@@ -53,3 +53,5 @@ def test_run_goes_on_without_a_device_that_never_comes_back(app_fleet: Fleet) ->
         (2, "pi-1"): "counted",
         (2, "pi-3"): "counted",
     }
+    device.gate.open()
+    device.start(server)

@@ -55,6 +55,8 @@ def test_server_killed_in_mid_round_keeps_the_update_that_it_has(
         after = {update.client_id: update for update in store.updates(run_id, 1)}
     assert after[ClientId("pi-1")].received_at == before.received_at
     assert after[ClientId("pi-1")].task_id == before.task_id
+    of_this_run = devices["pi-1"].program.printed.rsplit("\nrun ", 1)[-1]
+    assert of_this_run.count("\nround 1 ") == 1
 
 
 def test_server_killed_in_mid_aggregation_folds_the_same_updates_again(
@@ -90,7 +92,7 @@ def test_server_killed_right_after_a_commit_goes_on_with_the_next_round(
     server.wait_for("round_committed", run_id=run_id, round_number=2)
     server.kill()
     with server.store() as store:
-        assert store.run(run_id).round_number == 2
+        assert store.run(run_id).round_number >= 2
     server.start()
     assert_finished(server, run_id, digits, text)
 
@@ -146,3 +148,5 @@ def test_device_that_died_while_the_server_was_down_is_not_waited_for(app_fleet:
     server.finished(run_id)
     outcomes = {row["client_id"]: row["outcome"] for row in server.ledger(run_id)}
     assert outcomes == {"pi-1": "counted", "pi-2": "counted", "pi-3": "missing"}
+    device.gate.open()
+    device.start(server)

@@ -108,7 +108,7 @@ def test_post_sends_json(web: Web) -> None:
 def test_error_of_the_server_is_raised_here(web: Web, kind: type[CoppiceError]) -> None:
     web.status = 422
     web.body = json.dumps({"error": kind.__name__, "message": "seed: is 'x'"}).encode()
-    with pytest.raises(kind, match="^seed: is 'x'$") as caught:
+    with pytest.raises(kind, match=r"^seed: is 'x'$") as caught:
         ApiClient(web.url).get("/runs")
     assert type(caught.value) is kind
 
@@ -127,7 +127,7 @@ def test_error_of_the_server_is_raised_here(web: Web, kind: type[CoppiceError]) 
 )
 def test_error_of_something_else_is_one_line(web: Web, body: bytes) -> None:
     web.status, web.body = 502, body
-    with pytest.raises(ServerUnreachable, match="^the server answered 502 Bad Gateway$"):
+    with pytest.raises(ServerUnreachable, match=r"^the server answered 502 Bad Gateway$"):
         ApiClient(web.url).get("/runs")
 
 

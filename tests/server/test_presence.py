@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from coppice.domain import ClientId
@@ -90,7 +92,7 @@ def test_pending_poll_is_life_however_long_it_is_held(presence: Presence, clock:
 
 
 def test_poll_that_breaks_off_starts_the_silence(presence: Presence, clock: Clock) -> None:
-    with pytest.raises(ConnectionError), presence.polling(PI):
+    with contextlib.suppress(ConnectionError), presence.polling(PI):
         clock.now += 5000
         raise ConnectionError
     clock.now += SUSPECT_SECONDS

@@ -101,9 +101,9 @@ class Watcher:
             assert vars(machine) == vars(before)
         assert machine.round_number >= before.round_number
         assert machine.committed >= before.committed
-        if isinstance(event, TasksCommitted) and before.phase is Phase.PLANNING:
-            if event.round_number == before.round_number:
-                self.planned = set(event.clients)
+        planning = (before.phase, before.round_number)
+        if isinstance(event, TasksCommitted) and planning == (Phase.PLANNING, event.round_number):
+            self.planned = set(event.clients)
         self._note(instructions)
         return instructions
 
