@@ -30,6 +30,7 @@ const PHASES = {
   reporting: "devices are training",
   aggregating: "folding the updates",
   evaluating: "devices are evaluating",
+  folding: "averaging the evaluations",
   closing: "finishing",
 };
 
