@@ -43,8 +43,10 @@ def main() -> int:
         help="folder that the demo makes anew each time (default: %(default)s)",
     )
     output: Path = parser.parse_args().output.absolute()
-    # SIGTERM ends the demo as Ctrl-C does: with everything that it started.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGTERM ends the demo as Ctrl-C does: with everything that it started. Ctrl-C is named too,
+    # because a shell starts background jobs with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         _run(output)
     except KeyboardInterrupt:
