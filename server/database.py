@@ -55,6 +55,7 @@ class Database:
             if in_memory:
                 options["poolclass"] = StaticPool
             self._engine = create_engine(self._url, **options)
+            self._writing = self._engine.execution_options(**_WRITES)
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise StoreUnusable(f"the store's URL cannot be used: {error}") from None
         # A database in memory has one connection, which threads have to take in turns.
@@ -75,10 +76,8 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that is committed at the end of the block, and not at all on an error."""
-        with self._turn, self._errors():
-            engine = self._engine.execution_options(**_WRITES)
-            with engine.begin() as connection:
-                yield connection
+        with self._turn, self._errors(), self._writing.begin() as connection:
+            yield connection
 
     def migrate(self) -> None:
         """Bring the tables to this version's state, in one transaction.

@@ -235,8 +235,7 @@ class RunDriver:
 
     async def _aggregate(self, round_number: int) -> None:
         event = self._event("aggregation_started", f"round {round_number}: folding the updates")
-        await self._close_tasks(round_number, TaskKind.TRAIN, event)
-        answers = await self._answers(round_number, TaskKind.TRAIN)
+        answers = await self._close_tasks(round_number, TaskKind.TRAIN, event)
         state, metrics = await self._resources.threads.compute(
             partial(self._work.aggregate, answers, round_number)
         )
@@ -256,9 +255,8 @@ class RunDriver:
         self._events.put_nowait(RoundCommitted(round_number, evaluates))
 
     async def _fold_evaluation(self, round_number: int) -> None:
-        await self._close_tasks(round_number, TaskKind.EVALUATE)
         mean = MeanMetrics()
-        for record in await self._answers(round_number, TaskKind.EVALUATE):
+        for record in await self._close_tasks(round_number, TaskKind.EVALUATE):
             mean.add(record.metrics, weight=record.num_examples)
         await self._judge.record(round_number, ON_CLIENTS, mean.value(), self._known_state)
 
@@ -287,13 +285,16 @@ class RunDriver:
 
     # ---- small things ----
 
-    async def _close_tasks(self, round_number: int, kind: TaskKind, *events: NewEvent) -> None:
-        """From here on no update of these tasks is taken: what is stored is all that counts."""
+    async def _close_tasks(
+        self, round_number: int, kind: TaskKind, *events: NewEvent
+    ) -> list[UpdateRecord]:
+        """From here on no update of these tasks is taken: all that counts is returned."""
         sent_bytes, self._sent_bytes = self._sent_bytes, 0
-        await self._write(
+        answers: list[UpdateRecord] = await self._write(
             self._store.close_tasks, round_number, kind, sent_bytes, events=list(events)
         )
         self.tasks.clear()
+        return answers
 
     def _answered(self, task: TaskRecord) -> bool:
         """Strike an open task off; False when it was none: the answer came late, or again."""
@@ -307,11 +308,6 @@ class RunDriver:
     def _known_state(self) -> BlobRef:
         assert self._state_blob is not None
         return self._state_blob
-
-    async def _answers(self, round_number: int, kind: TaskKind) -> list[UpdateRecord]:
-        """What is stored of a round, in plan order."""
-        read = partial(self._store.updates, self.run_id, round_number, kind)
-        return await self._resources.threads.store(read)
 
     async def _sweep(self) -> None:
         # More often would find nothing: what is young stays.

@@ -7,21 +7,29 @@ their updates (`store_tasks`). Writing is for one thread, reading for any.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, insert, select, update
 
 from coppice.domain import BlobRef, Metrics, RunSpec, TaskKind
 from coppice.errors import StoreUnusable
 from server import tables
 from server.database import Database
 from server.records import NewEvent, RoundState, RunState
-from server.store_rows import of_round
+from server.store_rows import of_round, the_round
 from server.store_tasks import StoreTasks, close_tasks, set_round
 
 #: Where a model was evaluated, when devices did it on their held-out parts.
 ON_CLIENTS = "clients"
+
+_INSERT_ROUND = insert(tables.rounds)
+_SET_RUN = update(tables.runs).where(tables.runs.c.run_id == bindparam("of_run"))
+_COUNT = (
+    update(tables.updates)
+    .where(tables.updates.c.task_id == bindparam("of_task"))
+    .values(counted=True)
+)
 
 
 class Store(StoreTasks):
@@ -87,16 +95,17 @@ class Store(StoreTasks):
                     f"and round {run.round_number} was its last"
                 )
             connection.execute(
-                insert(tables.rounds).values(
-                    run_id=run_id,
-                    round_number=round_number,
-                    state=RoundState.OPEN,
-                    opened_at=now,
-                    num_updates=0,
-                    bytes_down=0,
-                    bytes_up=0,
-                    metrics={},
-                )
+                _INSERT_ROUND,
+                {
+                    "run_id": run_id,
+                    "round_number": round_number,
+                    "state": RoundState.OPEN,
+                    "opened_at": now,
+                    "num_updates": 0,
+                    "bytes_down": 0,
+                    "bytes_up": 0,
+                    "metrics": {},
+                },
             )
             self._append(connection, events, now)
 
@@ -117,24 +126,16 @@ class Store(StoreTasks):
         """
         with self._write() as connection:
             self._require_open(connection, run_id, round_number)
-            here = and_(
-                of_round(tables.tasks, run_id, round_number),
-                tables.tasks.c.kind == TaskKind.TRAIN,
-            )
-            stored = select(tables.updates.c.task_id).join(tables.tasks).where(here)
-            if sorted(counted) != sorted(set(counted).intersection(connection.scalars(stored))):
+            updates = self._updates_of_round(connection, run_id, round_number, TaskKind.TRAIN)
+            stored = {record.task_id for record in updates}
+            if sorted(counted) != sorted(stored.intersection(counted)):
                 raise StoreUnusable(
                     f"round {round_number} of run {run_id} cannot be committed: it counts an "
                     "update twice, or one that is not stored for this round"
                 )
             if counted:
-                connection.execute(
-                    update(tables.updates)
-                    .where(tables.updates.c.task_id == bindparam("counted_task"))
-                    .values(counted=True),
-                    [{"counted_task": task_id} for task_id in counted],
-                )
-            close_tasks(connection, here)
+                connection.execute(_COUNT, [{"of_task": task_id} for task_id in counted])
+            close_tasks(connection, run_id, round_number, TaskKind.TRAIN)
             set_round(
                 connection,
                 run_id,
@@ -182,8 +183,7 @@ class Store(StoreTasks):
                 insert(tables.evaluations).values(**key, metrics=metrics, evaluated_at=now)
             )
             if where == ON_CLIENTS:
-                here = of_round(tables.tasks, run_id, round_number)
-                close_tasks(connection, here, tables.tasks.c.kind == TaskKind.EVALUATE)
+                close_tasks(connection, run_id, round_number, TaskKind.EVALUATE)
             if best is not None:
                 value, state = best
                 _set_run(
@@ -212,7 +212,7 @@ class Store(StoreTasks):
             opened = self._round(connection, run_id, run.round_number + 1)
             if opened is not None:
                 self._fail_round(connection, run_id, opened.round_number, now)
-            close_tasks(connection, tables.tasks.c.run_id == run_id)
+            _close_all(connection, tables.tasks.c.run_id == run_id)
             _set_run(connection, run_id, state=state, reason=reason, ended_at=now)
             self._append(connection, events, now)
 
@@ -228,7 +228,7 @@ class Store(StoreTasks):
         self, connection: Connection, run_id: int, round_number: int, now: float
     ) -> None:
         state = self._run(connection, run_id).state_blob
-        close_tasks(connection, of_round(tables.tasks, run_id, round_number))
+        _close_all(connection, of_round(tables.tasks), the_round(run_id, round_number))
         set_round(
             connection,
             run_id,
@@ -248,4 +248,10 @@ def _state(blob: BlobRef | None) -> dict[str, Any]:
 
 
 def _set_run(connection: Connection, run_id: int, **values: Any) -> None:
-    connection.execute(update(tables.runs).where(tables.runs.c.run_id == run_id).values(**values))
+    connection.execute(_SET_RUN, {"of_run": run_id} | values)
+
+
+def _close_all(
+    connection: Connection, here: ColumnElement[bool], values: Mapping[str, int] | None = None
+) -> None:
+    connection.execute(update(tables.tasks).where(here).values(closed=True), values)

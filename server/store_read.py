@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, and_, select
+from sqlalchemy import Connection, and_, bindparam, select
 
 from coppice.domain import BlobRef, ClientId, TaskKind
 from coppice.errors import UnknownRun, UnknownTask
@@ -26,11 +26,23 @@ from server.store_rows import (
     round_of,
     run_of,
     task_of,
+    the_round,
     update_of,
 )
 from server.tables import clients, evaluations, events, payload_specs, rounds, runs, tasks, updates
 
 _UNFINISHED = (RunState.QUEUED, RunState.RUNNING)
+
+_RUN = select(runs).where(runs.c.run_id == bindparam("of_run"))
+_ROUND = select(rounds).where(of_round(rounds))
+# Tasks get their numbers in plan order.
+_TASKS = select(tasks, payload_specs.c.spec).join(payload_specs).order_by(tasks.c.task_id)
+_TASKS_OF_ROUND = _TASKS.where(of_round(tasks))
+_UPDATES = select(updates, tasks.c.client_id).join(tasks)
+_UPDATES_OF_ROUND = _UPDATES.where(of_round(tasks), tasks.c.kind == bindparam("of_kind")).order_by(
+    tasks.c.position
+)
+_UPDATE = _UPDATES.where(updates.c.task_id == bindparam("of_task"))
 
 
 class StoreReader:
@@ -86,7 +98,7 @@ class StoreReader:
                 return run.state_blob
             query = select(rounds.c.state_digest, rounds.c.state_size_bytes)
             row = connection.execute(
-                query.where(of_round(rounds, run_id, round_number))
+                query.where(of_round(rounds)), the_round(run_id, round_number)
             ).one_or_none()
             return None if row is None else blob_of(*row)
 
@@ -107,22 +119,26 @@ class StoreReader:
 
     def task(self, task_id: int) -> TaskRecord:
         """One task; UnknownTask when there is none of this number."""
+        query = _TASKS.where(tasks.c.task_id == task_id)
         with self._database.read() as connection:
-            return self._task(connection, task_id)
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise UnknownTask(f"there is no task {task_id}")
+        return task_of(row)
 
     def tasks(
         self, run_id: int, round_number: int, kind: TaskKind = TaskKind.TRAIN
     ) -> list[TaskRecord]:
         """The tasks of one kind of a round, in plan order."""
         with self._database.read() as connection:
-            return self._tasks(
-                connection, of_round(tasks, run_id, round_number), tasks.c.kind == kind
-            )
+            found = self._tasks_of_round(connection, run_id, round_number)
+        return [task for task in found if task.kind is kind]
 
     def open_tasks(self, run_id: int) -> list[TaskRecord]:
         """The tasks of a run that still take an update, in plan order."""
+        query = _TASKS.where(tasks.c.run_id == run_id, tasks.c.closed.is_(False))
         with self._database.read() as connection:
-            return self._tasks(connection, tasks.c.run_id == run_id, tasks.c.closed.is_(False))
+            return [task_of(row) for row in connection.execute(query)]
 
     def update(self, task_id: int) -> UpdateRecord | None:
         """What was answered to a task."""
@@ -133,14 +149,8 @@ class StoreReader:
         self, run_id: int, round_number: int, kind: TaskKind = TaskKind.TRAIN
     ) -> list[UpdateRecord]:
         """What was answered to a round's tasks of one kind, in plan order."""
-        query = (
-            select(updates, tasks.c.client_id)
-            .join(tasks)
-            .where(of_round(tasks, run_id, round_number), tasks.c.kind == kind)
-            .order_by(tasks.c.position)
-        )
         with self._database.read() as connection:
-            return [update_of(row) for row in connection.execute(query)]
+            return self._updates_of_round(connection, run_id, round_number, kind)
 
     def ledger(self, run_id: int) -> list[LedgerRow]:
         """What became of each task of a run, in plan order."""
@@ -212,7 +222,7 @@ class StoreReader:
     # ---- the same inside a transaction -----------------------------------------------------
 
     def _run(self, connection: Connection, run_id: int) -> RunRecord:
-        row = connection.execute(select(runs).where(runs.c.run_id == run_id)).one_or_none()
+        row = connection.execute(_RUN, {"of_run": run_id}).one_or_none()
         if row is None:
             raise UnknownRun(f"there is no run {run_id}; `fedserver run list` shows all runs")
         return run_of(row)
@@ -224,29 +234,23 @@ class StoreReader:
             return None if row is None else run_of(row)
 
     def _round(self, connection: Connection, run_id: int, round_number: int) -> RoundRecord | None:
-        query = select(rounds).where(of_round(rounds, run_id, round_number))
-        row = connection.execute(query).one_or_none()
+        row = connection.execute(_ROUND, the_round(run_id, round_number)).one_or_none()
         return None if row is None else round_of(row)
 
-    def _task(self, connection: Connection, task_id: int) -> TaskRecord:
-        found = self._tasks(connection, tasks.c.task_id == task_id)
-        if not found:
-            raise UnknownTask(f"there is no task {task_id}")
-        return found[0]
+    def _tasks_of_round(
+        self, connection: Connection, run_id: int, round_number: int
+    ) -> list[TaskRecord]:
+        rows = connection.execute(_TASKS_OF_ROUND, the_round(run_id, round_number))
+        return [task_of(row) for row in rows]
 
-    def _tasks(self, connection: Connection, *conditions: ColumnElement[bool]) -> list[TaskRecord]:
-        # Tasks get their numbers in plan order.
-        query = (
-            select(tasks, payload_specs.c.spec)
-            .join(payload_specs)
-            .where(*conditions)
-            .order_by(tasks.c.task_id)
-        )
-        return [task_of(row) for row in connection.execute(query)]
+    def _updates_of_round(
+        self, connection: Connection, run_id: int, round_number: int, kind: TaskKind
+    ) -> list[UpdateRecord]:
+        values = the_round(run_id, round_number) | {"of_kind": kind}
+        return [update_of(row) for row in connection.execute(_UPDATES_OF_ROUND, values)]
 
     def _update(self, connection: Connection, task_id: int) -> UpdateRecord | None:
-        query = select(updates, tasks.c.client_id).join(tasks).where(updates.c.task_id == task_id)
-        row = connection.execute(query).one_or_none()
+        row = connection.execute(_UPDATE, {"of_task": task_id}).one_or_none()
         return None if row is None else update_of(row)
 
     def _client(self, connection: Connection, client_id: ClientId) -> ClientRecord | None:

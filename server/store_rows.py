@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Table, and_
+from sqlalchemy import ColumnElement, Row, Table, and_, bindparam
 
 from coppice.domain import BlobRef, ClientId, TaskKind
 from server.records import (
@@ -19,9 +19,20 @@ from server.records import (
 )
 
 
-def of_round(table: Table, run_id: int, round_number: int) -> ColumnElement[bool]:
-    """The condition that a row of a table belongs to a round."""
-    return and_(table.c.run_id == run_id, table.c.round_number == round_number)
+def of_round(table: Table) -> ColumnElement[bool]:
+    """The condition that a row of a table belongs to the round that `the_round` names.
+
+    The statements on the path of a round are built once and given their values at each execution:
+    to build one costs more than to carry it out.
+    """
+    return and_(
+        table.c.run_id == bindparam("of_run"), table.c.round_number == bindparam("of_round")
+    )
+
+
+def the_round(run_id: int, round_number: int) -> dict[str, int]:
+    """The values for `of_round`."""
+    return {"of_run": run_id, "of_round": round_number}
 
 
 def blob_of(digest: str | None, size_bytes: int | None) -> BlobRef | None:

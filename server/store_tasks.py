@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from coppice.domain import BlobRef, ClientId, Metrics, TaskKind
 from coppice.errors import RoundClosed, UnknownTask
@@ -14,10 +14,27 @@ from coppice.tensors import PayloadSpec
 from server import tables
 from server.records import NewEvent, NewTask, TaskRecord, UpdateRecord
 from server.store_clients import StoreClients
-from server.store_rows import of_round
+from server.store_rows import of_round, the_round
 
-_ANSWERED = select(tables.tasks, tables.updates.c.task_id.label("answered")).outerjoin(
-    tables.updates
+_ANSWERED = (
+    select(tables.tasks, tables.updates.c.task_id.label("answered"))
+    .outerjoin(tables.updates)
+    .where(tables.tasks.c.task_id == bindparam("of_task"))
+)
+_INSERT_TASK = insert(tables.tasks)
+_INSERT_UPDATE = insert(tables.updates)
+_SET_ROUND = update(tables.rounds).where(of_round(tables.rounds))
+_ADD_BYTES = _SET_ROUND.values(
+    bytes_down=tables.rounds.c.bytes_down + bindparam("more_down"),
+    bytes_up=tables.rounds.c.bytes_up + bindparam("more_up"),
+)
+_CLOSE_TASKS = (
+    update(tables.tasks)
+    .where(of_round(tables.tasks), tables.tasks.c.kind == bindparam("of_kind"))
+    .values(closed=True)
+)
+_SPEC = select(tables.payload_specs.c.spec_digest).where(
+    tables.payload_specs.c.spec_digest == bindparam("of_digest")
 )
 
 
@@ -47,7 +64,7 @@ class StoreTasks(StoreClients):
             specs = {key: _store_spec(connection, spec) for key, spec in expects.items()}
             if tasks:
                 connection.execute(
-                    insert(tables.tasks),
+                    _INSERT_TASK,
                     [
                         {
                             "run_id": run_id,
@@ -68,8 +85,8 @@ class StoreTasks(StoreClients):
                 )
             self._append(connection, events, now)
             kinds = {task.kind for task in tasks}
-            here = of_round(tables.tasks, run_id, round_number)
-            return self._tasks(connection, here, tables.tasks.c.kind.in_(kinds))
+            stored = self._tasks_of_round(connection, run_id, round_number)
+            return [task for task in stored if task.kind in kinds]
 
     def store_update(
         self,
@@ -86,9 +103,7 @@ class StoreTasks(StoreClients):
         UnknownTask when there is no such task; RoundClosed when it takes no update any more.
         """
         with self._write() as connection:
-            task = connection.execute(
-                _ANSWERED.where(tables.tasks.c.task_id == task_id)
-            ).one_or_none()
+            task = connection.execute(_ANSWERED, {"of_task": task_id}).one_or_none()
             if task is None:
                 raise UnknownTask(f"there is no task {task_id}")
             known = self._update(connection, task_id) if task.answered is not None else None
@@ -97,23 +112,20 @@ class StoreTasks(StoreClients):
             if task.closed:
                 raise RoundClosed(f"round {task.round_number} is over; the update does not count")
             connection.execute(
-                insert(tables.updates).values(
-                    task_id=task_id,
-                    digest=blob.digest,
-                    size_bytes=blob.size_bytes,
-                    num_examples=num_examples,
-                    steps=steps,
-                    metrics=metrics,
-                    received_at=now,
-                    counted=False,
-                )
+                _INSERT_UPDATE,
+                {
+                    "task_id": task_id,
+                    "digest": blob.digest,
+                    "size_bytes": blob.size_bytes,
+                    "num_examples": num_examples,
+                    "steps": steps,
+                    "metrics": metrics,
+                    "received_at": now,
+                    "counted": False,
+                },
             )
-            set_round(
-                connection,
-                task.run_id,
-                task.round_number,
-                bytes_up=tables.rounds.c.bytes_up + blob.size_bytes,
-            )
+            here = the_round(task.run_id, task.round_number)
+            connection.execute(_ADD_BYTES, here | {"more_down": 0, "more_up": blob.size_bytes})
             self._append(connection, events, now)
         return UpdateRecord(
             task_id=task_id,
@@ -134,36 +146,36 @@ class StoreTasks(StoreClients):
         sent_bytes: int,
         now: float,
         events: Sequence[NewEvent] = (),
-    ) -> None:
+    ) -> list[UpdateRecord]:
         """From now on the round's tasks of this kind take no update; what is stored stays.
 
         Args:
             sent_bytes: What devices really fetched for these tasks.
+
+        Returns:
+            All that is stored for these tasks, in plan order.
         """
         with self._write() as connection:
-            set_round(
-                connection, run_id, round_number, bytes_down=tables.rounds.c.bytes_down + sent_bytes
-            )
-            here = of_round(tables.tasks, run_id, round_number)
-            close_tasks(connection, here, tables.tasks.c.kind == kind)
+            here = the_round(run_id, round_number)
+            connection.execute(_ADD_BYTES, here | {"more_down": sent_bytes, "more_up": 0})
+            close_tasks(connection, run_id, round_number, kind)
             self._append(connection, events, now)
+            return self._updates_of_round(connection, run_id, round_number, kind)
 
 
 def set_round(connection: Connection, run_id: int, round_number: int, **values: Any) -> None:
     """Change a row of `rounds`."""
-    here = of_round(tables.rounds, run_id, round_number)
-    connection.execute(update(tables.rounds).where(here).values(**values))
+    connection.execute(_SET_ROUND, the_round(run_id, round_number) | values)
 
 
-def close_tasks(connection: Connection, *conditions: ColumnElement[bool]) -> None:
-    """Take no update for some rows of `tasks` any more."""
-    connection.execute(update(tables.tasks).where(*conditions).values(closed=True))
+def close_tasks(connection: Connection, run_id: int, round_number: int, kind: TaskKind) -> None:
+    """Take no update for a round's tasks of one kind any more."""
+    connection.execute(_CLOSE_TASKS, the_round(run_id, round_number) | {"of_kind": kind})
 
 
 def _store_spec(connection: Connection, spec: PayloadSpec) -> str:
     """The digest of a spec, which is stored if it was not yet."""
     digest = hashlib.sha256(tables.plain_text(spec).encode()).hexdigest()
-    known = tables.payload_specs.c.spec_digest == digest
-    if connection.execute(select(tables.payload_specs.c.spec_digest).where(known)).first() is None:
+    if connection.execute(_SPEC, {"of_digest": digest}).first() is None:
         connection.execute(insert(tables.payload_specs).values(spec_digest=digest, spec=spec))
     return digest

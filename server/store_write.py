@@ -16,6 +16,7 @@ from server.store_read import StoreReader
 
 # Databases that take more than one writer at a time need the lock; SQLite has one writer.
 _LEASE = select(tables.lease).with_for_update()
+_INSERT_EVENT = insert(tables.events)
 
 
 class StoreWriter(StoreReader):
@@ -78,9 +79,7 @@ class StoreWriter(StoreReader):
 
     def _append(self, connection: Connection, events: Sequence[NewEvent], now: float) -> None:
         if events:
-            connection.execute(
-                insert(tables.events), [{"at": now, **vars(event)} for event in events]
-            )
+            connection.execute(_INSERT_EVENT, [{"at": now, **vars(event)} for event in events])
 
 
 def _lease(connection: Connection) -> Lease | None:
