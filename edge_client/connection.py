@@ -18,10 +18,10 @@ from coppice.domain import BlobRef
 from coppice.errors import CoppiceError, ProtocolMismatch, ServerUnreachable, TransferBroken
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.chunks import (
-    FIRST_CHUNK_BYTES,
     MAX_CHUNK_BYTES,
     MAX_MESSAGE_BYTES,
     MIN_CHUNK_BYTES,
+    STREAM_OPTIONS,
     Assembler,
     blob_ref,
 )
@@ -41,6 +41,7 @@ CHUNK_SECONDS = 0.25
 MAX_REASON_LENGTH = 500
 
 _OPTIONS = (
+    *STREAM_OPTIONS,
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -83,7 +84,7 @@ class ChunkSize:
     """How many bytes to put into a chunk, learned from how long chunks take."""
 
     def __init__(self) -> None:
-        self.size_bytes = FIRST_CHUNK_BYTES
+        self.size_bytes = MAX_CHUNK_BYTES
 
     def took(self, size_bytes: int, seconds: float) -> None:
         """So many bytes took so long: aim at CHUNK_SECONDS, at most doubling or halving."""

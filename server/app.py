@@ -18,6 +18,7 @@ import torch
 import uvicorn
 
 from coppice.errors import AddressInUse, DiskFull, StoreUnusable
+from coppice.wire.chunks import STREAM_OPTIONS
 from server.announcer import Announcer
 from server.blobs import Blobs
 from server.config import WHERE_FILE, Address, ServerConfig
@@ -36,6 +37,7 @@ _LEASE_RENEWAL_SECONDS = 5.0
 _GOODBYE_SECONDS = 1.0
 
 _GRPC_OPTIONS = (
+    *STREAM_OPTIONS,
     # Two servers on one port would share its clients; the second one has to fail instead.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", TRANSPORT_MESSAGE_BYTES),

@@ -97,7 +97,8 @@ class CoordinationService:
             if request.offset > size_bytes:
                 raise InvalidMessage(f"offset is {request.offset}; the blob has {size_bytes} bytes")
             file.seek(request.offset)
-            while data := await self._threads.transfer(partial(file.read, chunk_bytes)):
+            for _ in range(request.offset, size_bytes, chunk_bytes):
+                data = await self._threads.transfer(partial(file.read, chunk_bytes))
                 yield pb.Chunk(data=data)
                 self._coordinator.sent(client_id, len(data))
 

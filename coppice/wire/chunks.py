@@ -9,9 +9,15 @@ from coppice.errors import TransferBroken
 
 #: Limits of proto/README.md.
 MAX_MESSAGE_BYTES = 2 * 2**20
-MAX_CHUNK_BYTES = 2**20
+MAX_CHUNK_BYTES = 256 * 2**10
 MIN_CHUNK_BYTES = 64 * 2**10
-FIRST_CHUNK_BYTES = 256 * 2**10
+
+#: gRPC options of both sides. What a stream may have on its way is fixed: left to itself, gRPC
+#: measures a fast link and lets each of fifty devices put megabytes into the server's memory.
+STREAM_OPTIONS = (
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", MAX_CHUNK_BYTES),
+)
 
 
 def blob_ref(data: bytes | bytearray | memoryview) -> BlobRef:

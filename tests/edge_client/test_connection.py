@@ -135,28 +135,33 @@ def test_chunks_aim_at_a_quarter_of_a_second() -> None:
     chunk = ChunkSize()
     assert chunk.size_bytes == 256 * 1024
     for _ in range(20):
-        chunk.took(chunk.size_bytes, chunk.size_bytes / 1_600_000)
-    assert chunk.size_bytes == pytest.approx(400_000, rel=0.01)
+        chunk.took(chunk.size_bytes, chunk.size_bytes / 600_000)
+    assert chunk.size_bytes == pytest.approx(150_000, rel=0.01)
 
 
 def test_chunks_stay_in_bounds_and_change_by_a_factor_of_two() -> None:
     chunk = ChunkSize()
-    chunk.took(chunk.size_bytes, 0.0)
-    assert chunk.size_bytes == 512 * 1024
-    for _ in range(5):
-        chunk.took(chunk.size_bytes, 0.0)
-    assert chunk.size_bytes == MAX_CHUNK_BYTES
+    chunk.took(chunk.size_bytes, 100.0)
+    assert chunk.size_bytes == 128 * 1024
     for _ in range(9):
         chunk.took(chunk.size_bytes, 100.0)
     assert chunk.size_bytes == MIN_CHUNK_BYTES
+    chunk.took(chunk.size_bytes, 0.0)
+    assert chunk.size_bytes == 128 * 1024
+    for _ in range(5):
+        chunk.took(chunk.size_bytes, 0.0)
+    assert chunk.size_bytes == MAX_CHUNK_BYTES
 
 
-def test_fast_link_asks_for_larger_chunks(server: FakeServer, connection: Connection) -> None:
+def test_link_that_became_fast_is_asked_for_larger_chunks(
+    server: FakeServer, connection: Connection
+) -> None:
+    connection._down.took(MAX_CHUNK_BYTES, 100.0)
     ref = server.add_blob(BIG)
     connection.fetch(ref)
     connection.fetch(ref)
     sizes = [request.chunk_bytes for request in server.of("FetchBlob")]
-    assert sizes[0] == 256 * 1024
+    assert sizes[0] == 128 * 1024
     assert sizes[1] > sizes[0]
 
 

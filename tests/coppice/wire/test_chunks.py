@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from coppice.domain import BlobRef
 from coppice.errors import TransferBroken
 from coppice.wire.chunks import (
-    FIRST_CHUNK_BYTES,
     MAX_CHUNK_BYTES,
     MAX_MESSAGE_BYTES,
     MIN_CHUNK_BYTES,
@@ -80,9 +79,8 @@ def test_a_damaged_blob_is_refused() -> None:
 
 def test_the_limits_are_those_of_the_page() -> None:
     assert MAX_MESSAGE_BYTES == 2 * 1024 * 1024
-    assert MAX_CHUNK_BYTES == 1024 * 1024
-    assert FIRST_CHUNK_BYTES == 256 * 1024
-    assert MIN_CHUNK_BYTES <= FIRST_CHUNK_BYTES <= MAX_CHUNK_BYTES < MAX_MESSAGE_BYTES
+    assert MAX_CHUNK_BYTES == 256 * 1024
+    assert MIN_CHUNK_BYTES < MAX_CHUNK_BYTES < MAX_MESSAGE_BYTES
 
 
 @pytest.mark.parametrize("module", ["chunks", "status"])
