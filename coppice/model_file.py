@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,8 @@ from torch import Tensor, nn
 
 from coppice.app import build_model, make_app
 from coppice.domain import Workload
-from coppice.errors import DiskFull, InvalidPayload, StoreUnusable, UnreadableData
+from coppice.errors import InvalidPayload, UnreadableData
+from coppice.files import write_file
 from coppice.tensors import Tensors, assign
 from coppice.tree import from_plain, to_plain
 
@@ -42,21 +41,7 @@ def save_model(path: Path, tensors: Tensors, info: ModelInfo) -> None:
     # safetensors refuses tensors that share memory.
     copies = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
     data = to_bytes(copies, metadata={_KEY: json.dumps(to_plain(info))})
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"no space is left for {path}; free some and try again") from None
-        raise StoreUnusable(
-            f"{path} cannot be written: {error.strerror}; choose another path"
-        ) from None
+    write_file(path, data, remedy="choose another path")
 
 
 def read_info(path: Path) -> ModelInfo:
@@ -108,11 +93,3 @@ def _wrong(path: Path, why: str) -> UnreadableData:
     return UnreadableData(
         f"{path} is not a model of Coppice: {why}; give a file that Coppice saved (.safetensors)"
     )
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

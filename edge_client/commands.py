@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from coppice.errors import CoppiceError, NotRunning, UnreadableData
+from coppice.files import write_file
 from edge_client.console import Console, size_text
-from edge_client.state_folder import StateFolder, write_file
+from edge_client.state_folder import StateFolder
 from edge_client.status import Status, read_status
 
 LEAVE_SECONDS = 30.0

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from coppice import tree
 from coppice.errors import StoreUnusable
-from edge_client.state_folder import reporting, sync_folder, write_file
+from coppice.files import reporting, sync_folder, write_file
+from edge_client.state_folder import REMEDY
 
 State = TypeVar("State")
 
@@ -38,24 +39,24 @@ class PrivateState:
 
     def stage(self, value: object) -> None:
         """Hold the next version until the server has receipted the update it belongs to."""
-        with reporting(self._folder):
+        with reporting(self._folder, REMEDY):
             self._folder.mkdir(parents=True, exist_ok=True)
-        write_file(self._staged, tree.save(value))
+        write_file(self._staged, tree.save(value), remedy=REMEDY)
 
     def promote(self) -> None:
         """The receipt is there: the staged version, if any, becomes the committed one."""
         if self._staged.exists():
-            with reporting(self._committed):
+            with reporting(self._committed, REMEDY):
                 os.replace(self._staged, self._committed)
                 sync_folder(self._folder)
 
     def drop(self) -> None:
         """The staged version does not count: its update was refused, or its task starts again."""
-        with reporting(self._staged):
+        with reporting(self._staged, REMEDY):
             self._staged.unlink(missing_ok=True)
 
     def forget(self) -> None:
         """The run is over: nothing of it is needed any more."""
         if self._folder.exists():
-            with reporting(self._folder):
+            with reporting(self._folder, REMEDY):
                 shutil.rmtree(self._folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -16,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coppice.domain import ClientId, valid_name
-from coppice.errors import AlreadyRunning, DiskFull, StoreUnusable
+from coppice.errors import AlreadyRunning, StoreUnusable
+from coppice.files import reporting, write_file
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _HOST_NAME_LENGTH = 58
 _LOCK_ATTEMPTS = 5
 _LOCK_PAUSE_SECONDS = 0.05
-_REMEDY = "give --state a folder that this user may write"
+
+#: What a user can do when a file in the folder cannot be written.
+REMEDY = "give --state a folder that this user may write"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class StateFolder:
 
     def make(self) -> None:
         """Make the folder, for this user only: a personal model may be kept in it."""
-        with reporting(self.path):
+        with reporting(self.path, REMEDY):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def identity(self, name: str | None = None) -> Identity:
@@ -74,7 +75,7 @@ class StateFolder:
         identity = Identity(chosen, device_id)
         if identity != stored:
             plain = {"device_id": identity.device_id, "name": identity.name}
-            write_file(self._identity, json.dumps(plain).encode())
+            write_file(self._identity, json.dumps(plain).encode(), remedy=REMEDY)
         return identity
 
     def _read_identity(self) -> Identity | None:
@@ -96,7 +97,7 @@ class StateFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Be the one process that uses the folder; AlreadyRunning when there is another."""
-        with reporting(self._lock):
+        with reporting(self._lock, REMEDY):
             descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             self._take(descriptor)
@@ -137,40 +138,3 @@ class StateFolder:
             return None
         finally:
             os.close(descriptor)
-
-
-def write_file(path: Path, data: bytes, *, durable: bool = True, remedy: str = _REMEDY) -> None:
-    """Replace a file by one with this content; whoever reads it sees the old or the new one.
-
-    Durable: it survives a power cut once this returns. Raises DiskFull and StoreUnusable.
-    """
-    temporary = path.with_name(path.name + ".new")
-    with reporting(path, remedy):
-        with open(temporary, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if durable:
-            sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def reporting(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
-    """Failures of the file system, as errors that say what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise DiskFull(f"no space is left for {path}; free some, or {remedy}") from None
-        raise StoreUnusable(f"{path} cannot be written: {error.strerror}; {remedy}") from None

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edge_client.state_folder import write_file
+from coppice.files import write_file
+from edge_client.state_folder import REMEDY
 
 WRITE_EVERY_SECONDS = 2.0
 
@@ -65,7 +66,8 @@ class StatusFile:
     def _write(self) -> None:
         self._written_at = self._clock()
         # Not made durable: after a power cut the status would be wrong anyway.
-        write_file(self._path, json.dumps(asdict(self.status)).encode(), durable=False)
+        data = json.dumps(asdict(self.status)).encode()
+        write_file(self._path, data, remedy=REMEDY, durable=False)
 
 
 def read_status(path: Path) -> Status | None:

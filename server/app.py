@@ -18,6 +18,7 @@ import torch
 import uvicorn
 
 from coppice.errors import AddressInUse, DiskFull, StoreUnusable
+from coppice.files import write_file
 from coppice.wire.chunks import STREAM_OPTIONS
 from server.announcer import Announcer
 from server.blobs import Blobs
@@ -180,10 +181,10 @@ class Server:
 
     def _tell_where(self) -> None:
         where = {"pid": os.getpid(), "grpc": str(self.address), "dashboard": self.dashboard_url}
-        path = self._config.data / WHERE_FILE
-        partial_path = path.with_suffix(".partial")
-        partial_path.write_text(json.dumps(where))
-        partial_path.replace(path)
+        remedy = "choose another folder with --data"
+        write_file(
+            self._config.data / WHERE_FILE, json.dumps(where).encode(), remedy=remedy, durable=False
+        )
         print(f"fedserver {self._config.name} is up")
         print(f"  devices:   fedclient join {self.address} --data PATH")
         print(f"  dashboard: {self.dashboard_url}")

@@ -11,7 +11,6 @@ Every call blocks; nothing in here may run on the event loop.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import mmap
 import os
@@ -28,9 +27,9 @@ from typing import Self
 
 from coppice.domain import BlobRef
 from coppice.errors import DiskFull, InvalidMessage, StoreUnusable, TransferBroken, UnknownBlob
+from coppice.files import NO_SPACE, sync_folder
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 #: A transfer that has been silent for so long is taken for dead.
 _STALLED_SECONDS = 3600.0
 
@@ -148,11 +147,7 @@ class Blobs:
 
     def _sync_folder(self) -> None:
         if self.durable:
-            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_folder(self.folder)
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -166,7 +161,7 @@ class Blobs:
                 f"the folder {self.folder} has vanished; put it back or start the server again"
             ) from None
         except OSError as error:
-            if error.errno in _NO_SPACE:
+            if error.errno in NO_SPACE:
                 raise DiskFull(
                     f"no space is left on the disk of {self.folder}; free some and start again"
                 ) from None

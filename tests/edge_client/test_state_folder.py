@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import socket
@@ -14,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from coppice.domain import valid_name
-from coppice.errors import AlreadyRunning, DiskFull, StoreUnusable
-from edge_client.state_folder import StateFolder, default_folder, default_name, write_file
+from coppice.errors import AlreadyRunning, StoreUnusable
+from edge_client.state_folder import StateFolder, default_folder, default_name
 
 HOLD = """
 import sys
@@ -108,28 +107,6 @@ def test_one_process_uses_the_folder(folder: StateFolder) -> None:
     assert folder.running_pid() is None
     with folder.locked():
         assert folder.running_pid() == os.getpid()
-
-
-def test_reader_of_the_old_file_keeps_it(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_file(path, b"old")
-    with path.open("rb") as reader:
-        write_file(path, b"new")
-        assert reader.read() == b"old"
-    assert path.read_bytes() == b"new"
-
-
-def test_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_file(path, b"old")
-
-    def fail(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(DiskFull, match="no space is left for"):
-        write_file(path, b"new")
-    assert path.read_bytes() == b"old"
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
