@@ -110,12 +110,17 @@ class DataSpec(Section):
     first_label: int = 0
     #: Name of the label column in tables (CSV, Parquet).
     label_column: str = "label"
+    #: Columns of tables that are inputs, in the model's order; others are left out. Empty stands
+    #: for all but the label in the file's order, which is only right where all files are alike.
+    columns: tuple[str, ...] = ()
     #: Share of a device's examples that is never trained on and serves to evaluate there.
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.1
 
     def __post_init__(self) -> None:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("data.classes names a class twice")
+        if len({*self.columns, self.label_column}) <= len(self.columns):
+            raise ValueError("data.columns names a column twice, or the label column")
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.input_shape[0]):
                 raise ValueError(

@@ -38,9 +38,9 @@ def _read(path: Path, spec: DataSpec) -> Raw:
     if suffix == ".npz":
         return read_npz(path)
     if suffix == ".csv":
-        return read_csv(path, spec.label_column)
+        return read_csv(path, spec)
     if suffix == ".parquet":
-        return read_parquet(path, spec.label_column)
+        return read_parquet(path, spec)
     if is_images(path):
         return read_idx(path)
     raise unreadable(path, "not a known kind of file")

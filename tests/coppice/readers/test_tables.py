@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,24 @@ def test_all_columns_but_the_label_are_inputs(
         assert raw.inputs.dtype == np.float32
         assert raw.inputs.tolist() == [[1.5, 7], [2, 8], [3, 9]]
         assert examples_from(raw, SPEC).targets.tolist() == targets
+
+
+def test_run_can_name_its_columns_whatever_else_a_file_has_and_in_which_order(
+    tmp_path: Path,
+) -> None:
+    spec = replace(SPEC, columns=("b", "a"))
+    text = "note,b,a,state\nx,7,1.5,ok\n,8,2,faulty\n"
+    assert read(csv(tmp_path, text), spec).inputs.tolist() == [[7, 1.5], [8, 2]]
+    with pytest.raises(
+        DataError, match=r"no column 'a' \(data.columns\); its columns are b, state"
+    ):
+        read(table(tmp_path, b=[1], state=["ok"]), spec)
+
+
+@pytest.mark.parametrize("columns", [("a", "a"), ("a", "state")])
+def test_column_is_named_once_and_is_not_the_label(columns: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="names a column twice, or the label column"):
+        replace(SPEC, columns=columns)
 
 
 def test_categories_of_a_parquet_file_are_read(tmp_path: Path) -> None:
