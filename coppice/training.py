@@ -16,6 +16,7 @@ from coppice.aggregation import MeanMetrics
 from coppice.app import App
 from coppice.data import Examples
 from coppice.domain import Metrics
+from coppice.errors import DataError
 from coppice.method import Local
 
 EVALUATION_BATCH_SIZE = 256
@@ -61,7 +62,7 @@ def train(model: nn.Module, local: Local, sgd: Sgd) -> Trained:
         torch.manual_seed(_draw_seed(local.generator))
         for indices in _batches(len(local.train), sgd, local.generator):
             inputs, targets = local.train.batch(indices)
-            loss = local.app.loss(model(inputs), targets)
+            loss = local.app.loss(_outputs(model, inputs), targets)
             model.zero_grad(set_to_none=True)
             loss.backward()
             _descend(parameters, received, velocity, sgd)
@@ -70,6 +71,20 @@ def train(model: nn.Module, local: Local, sgd: Sgd) -> Trained:
             local.meter.step_done()
     model.zero_grad(set_to_none=True)
     return Trained(steps, float(total) / steps if steps else float("nan"))
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    try:
+        outputs: Tensor = model(inputs)
+    except ValueError as error:
+        if len(inputs) > 1:
+            raise
+        # Batch norm cannot train on it. More would come with more data, or a larger batch.
+        raise DataError(
+            f"the model cannot train on a batch of one example ({error}): give the device more "
+            'data, or the run a larger method.batch_size or model.norm = "group"'
+        ) from None
+    return outputs
 
 
 @torch.no_grad()

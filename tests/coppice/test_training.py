@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from coppice.app import build_model
 from coppice.data import Examples
-from coppice.errors import TaskAbandoned
+from coppice.errors import DataError, TaskAbandoned
 from coppice.tensors import buffers_of, parameters_of
 from coppice.training import Sgd, Trained, train
 from tests.coppice.toys import CountingMeter, ToyApp, examples, linear, local, with_buffers
@@ -276,3 +276,9 @@ def test_training_does_not_import_what_a_small_device_has_no_memory_for() -> Non
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+def test_single_example_that_batch_norm_cannot_train_on_is_refused_in_words() -> None:
+    device = local(ToyApp(with_buffers), examples(1), seed=3)
+    with pytest.raises(DataError, match=r"batch of one example .* give the device more data"):
+        train(with_buffers(), device, settings())
