@@ -312,14 +312,17 @@ class Coordinator:
         self._resources.presence.saw(client_id)
         offered = self._driver.tasks.get(client_id) if self._driver is not None else None
         try:
-            task, update = await take_update(self._resources, client_id, header, chunks, offered)
+            return await take_update(
+                self._resources, client_id, header, chunks, offered, self._tell_stored
+            )
         except UpdateRefused:
             if self._driver is not None and offered and offered.task_id == header.task_id:
                 self._driver.update_rejected(offered)
             raise
+
+    def _tell_stored(self, task: TaskRecord) -> None:
         if self._driver is not None and self._driver.run_id == task.run_id:
             self._driver.update_stored(task)
-        return update
 
     async def refused(self, client_id: ClientId | None, error: CoppiceError) -> None:
         """Note a refused call."""

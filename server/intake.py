@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from coppice.domain import BlobRef, ClientId
-from coppice.errors import InvalidMessage, InvalidPayload, UnknownTask, UpdateRefused
+from coppice.errors import (
+    InvalidMessage,
+    InvalidPayload,
+    RoundClosed,
+    UnknownTask,
+    UpdateRefused,
+)
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire import payload as wire
 from coppice.wire.chunks import MAX_CHUNK_BYTES
@@ -25,14 +32,16 @@ async def take_update(
     client_id: ClientId,
     header: pb.PushHeader,
     chunks: AsyncIterator[bytes],
-    offered: TaskRecord | None = None,
-) -> tuple[TaskRecord, UpdateRecord]:
+    offered: TaskRecord | None,
+    stored: Callable[[TaskRecord], None],
+) -> UpdateRecord:
     """Receive, check and store the answer to a task.
 
     What was stored before is found again: the bytes are not read a second time.
 
     Args:
         offered: The client's unanswered open task, which needs no look into the store.
+        stored: Told of the task once its answer is stored, now or before.
 
     Raises:
         UpdateRefused, InvalidMessage, UnknownTask, RoundClosed, TransferBroken: Nothing is stored.
@@ -49,7 +58,11 @@ async def take_update(
             raise UnknownTask(f"task {header.task_id} is not a task of {client_id}")
         earlier = await threads.store(partial(store.update, task.task_id))
         if earlier is not None:
-            return task, earlier
+            stored(task)
+            return earlier
+        if task.closed:
+            # Before a slow link has carried all of it.
+            raise RoundClosed(f"round {task.round_number} is over; the update does not count")
     ref = blob_from_message(header.blob)
     if ref.size_bytes != wire.encoded_size_bytes(task.expects):
         raise UpdateRefused(
@@ -67,16 +80,23 @@ async def take_update(
         task.round_number,
         client_id,
     )
-    update = await resources.write(
-        store.store_update,
-        task.task_id,
-        ref,
-        header.num_examples,
-        header.steps,
-        metrics_from_message(header.metrics),
-        events=[event],
-    )
-    return task, update
+    metrics = metrics_from_message(header.metrics)
+
+    async def keep() -> UpdateRecord:
+        update = await resources.write(
+            store.store_update,
+            task.task_id,
+            ref,
+            header.num_examples,
+            header.steps,
+            metrics,
+            events=[event],
+        )
+        stored(task)
+        return update
+
+    # The connection may break off in these milliseconds: what is stored is told all the same.
+    return await asyncio.shield(keep())
 
 
 async def _receive(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,14 @@ class Desk:
     task: TaskRecord
     other: TaskRecord
 
+    def header(self) -> pb.PushHeader:
+        """What a good update begins with."""
+        ref = blob_ref(encode(GOOD))
+        return pb.PushHeader(
+            task_id=self.task.task_id,
+            blob=pb.BlobRef(digest=ref.digest, size_bytes=ref.size_bytes),
+        )
+
     def take(
         self,
         data: bytes | None = None,
@@ -72,8 +81,9 @@ class Desk:
 
         async def take() -> UpdateRecord:
             head = pb.PushHeader(**(fields | header))
-            task, update = await take_update(self.resources, client, head, chunks())
-            assert task.task_id == update.task_id
+            told: list[TaskRecord] = []
+            update = await take_update(self.resources, client, head, chunks(), None, told.append)
+            assert [task.task_id for task in told] == [update.task_id]
             return update
 
         return asyncio.run(asyncio.wait_for(take(), PATIENCE_SECONDS))
@@ -150,12 +160,7 @@ class TestTwice:
         assert desk.take() == first
 
     def test_two_at_the_same_time_are_stored_once(self, desk: Desk) -> None:
-        data = bytes(encode(GOOD))
-        ref = blob_ref(data)
-        header = pb.PushHeader(
-            task_id=desk.task.task_id,
-            blob=pb.BlobRef(digest=ref.digest, size_bytes=ref.size_bytes),
-        )
+        data, header = bytes(encode(GOOD)), desk.header()
 
         async def both() -> None:
             async def chunks(started: asyncio.Event, other: asyncio.Event) -> AsyncIterator[bytes]:
@@ -165,10 +170,10 @@ class TestTwice:
 
             events = asyncio.Event(), asyncio.Event()
             pushes = [
-                take_update(desk.resources, A, header, chunks(*pair))
+                take_update(desk.resources, A, header, chunks(*pair), None, lambda task: None)
                 for pair in (events, events[::-1])
             ]
-            (_, first), (_, second) = await asyncio.gather(*pushes)
+            first, second = await asyncio.gather(*pushes)
             assert first == second
 
         asyncio.run(asyncio.wait_for(both(), PATIENCE_SECONDS))
@@ -206,6 +211,10 @@ class TestRefused:
     def test_task_that_is_closed(self, desk: Desk) -> None:
         desk.resources.store.close_tasks(1, 1, TaskKind.TRAIN, 0, NOON)
         desk.refused(RoundClosed, "round 1 is over")
+
+    def test_task_that_is_closed_is_refused_before_its_bytes_are_read(self, desk: Desk) -> None:
+        desk.resources.store.close_tasks(1, 1, TaskKind.TRAIN, 0, NOON)
+        desk.refused(RoundClosed, "round 1 is over", parts=[bytes(MAX_CHUNK_BYTES + 1)])
 
     @pytest.mark.parametrize(
         ("header", "match"),
@@ -250,11 +259,7 @@ class TestRefused:
         )
 
     def test_sender_that_breaks_off(self, desk: Desk) -> None:
-        ref = blob_ref(encode(GOOD))
-        header = pb.PushHeader(
-            task_id=desk.task.task_id,
-            blob=pb.BlobRef(digest=ref.digest, size_bytes=ref.size_bytes),
-        )
+        header = desk.header()
 
         async def scene() -> None:
             waiting = asyncio.Event()
@@ -264,7 +269,9 @@ class TestRefused:
                 waiting.set()
                 await asyncio.Event().wait()
 
-            push = asyncio.create_task(take_update(desk.resources, A, header, chunks()))
+            push = asyncio.create_task(
+                take_update(desk.resources, A, header, chunks(), None, lambda task: None)
+            )
             await waiting.wait()
             push.cancel()
             await asyncio.wait([push])
@@ -273,3 +280,34 @@ class TestRefused:
         assert desk.resources.store.update(desk.task.task_id) is None
         assert list((desk.resources.blobs.folder / "partial").iterdir()) == []
         desk.take()
+
+    def test_sender_that_breaks_off_while_its_update_is_stored(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        header, store_update = desk.header(), desk.resources.store.store_update
+        storing, cut = threading.Event(), threading.Event()
+
+        def slowly(*arguments: Any, **named: Any) -> UpdateRecord:
+            storing.set()
+            cut.wait(PATIENCE_SECONDS)
+            return store_update(*arguments, **named)
+
+        monkeypatch.setattr(desk.resources.store, "store_update", slowly)
+
+        async def scene() -> None:
+            told = asyncio.Event()
+
+            async def chunks() -> AsyncIterator[bytes]:
+                yield bytes(encode(GOOD))
+
+            push = asyncio.create_task(
+                take_update(desk.resources, A, header, chunks(), None, lambda task: told.set())
+            )
+            await asyncio.to_thread(storing.wait, PATIENCE_SECONDS)
+            push.cancel()
+            await asyncio.wait([push])
+            cut.set()
+            await told.wait()
+
+        asyncio.run(asyncio.wait_for(scene(), PATIENCE_SECONDS))
+        assert desk.resources.store.update(desk.task.task_id) is not None
