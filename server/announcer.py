@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 
 from server.records import NewEvent
 
@@ -26,20 +26,23 @@ class Announcer:
                 else:
                     queue.put_nowait(event)
 
-    async def listen(self) -> AsyncIterator[NewEvent]:
-        """Events from now on, until the server stops or the listener is too slow."""
+    def listen(self) -> AsyncGenerator[NewEvent, None]:
+        """Events from this call on, until the server stops or the listener is too slow."""
         queue: asyncio.Queue[NewEvent | None] = asyncio.Queue()
         self._listeners.add(queue)
-        try:
-            while (event := await queue.get()) is not None:
-                yield event
-        finally:
-            self._listeners.discard(queue)
+        return self._heard(queue)
 
     def close(self) -> None:
         """End every listener, after what it has not heard yet."""
         for queue in list(self._listeners):
             self._cut(queue)
+
+    async def _heard(self, queue: asyncio.Queue[NewEvent | None]) -> AsyncGenerator[NewEvent, None]:
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+        finally:
+            self._listeners.discard(queue)
 
     def _cut(self, queue: asyncio.Queue[NewEvent | None]) -> None:
         self._listeners.discard(queue)

@@ -7,7 +7,8 @@ from coppice.errors import CoppiceError
 from server.records import NewEvent
 from server.resources import Resources
 
-_MAX_KINDS = 10_000
+#: So many kinds of one client's are logged; one that makes up more cannot fill the disk.
+_MAX_KINDS = 100
 
 
 class Refusals:
@@ -15,7 +16,8 @@ class Refusals:
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
-        self._logged: set[tuple[ClientId | None, str]] = set()
+        #: Kinds by client; those of strangers, by whatever names, are one client's.
+        self._logged: dict[ClientId | None, set[str]] = {}
         self.count = 0
 
     async def add(self, client_id: ClientId | None, error: CoppiceError, *, known: bool) -> None:
@@ -24,12 +26,13 @@ class Refusals:
         store, write = self._resources.store, self._resources.write
         kind = type(error).__name__
         # A stranger may call itself anything: its name makes no kinds of its own.
-        key = (client_id, f"{kind}: {error}"[:200]) if known else (None, kind)
+        culprit, text = (client_id, f"{kind}: {error}"[:200]) if known else (None, kind)
+        logged = self._logged.setdefault(culprit, set())
         events = []
-        if key not in self._logged and len(self._logged) < _MAX_KINDS:
-            self._logged.add(key)
-            text = f"refused {client_id or 'a caller without a name'}: {error}"
-            events = [NewEvent("call_refused", text[:500], client_id=key[0])]
+        if text not in logged and len(logged) < _MAX_KINDS:
+            logged.add(text)
+            line = f"refused {client_id or 'a caller without a name'}: {error}"
+            events = [NewEvent("call_refused", line[:500], client_id=culprit)]
         if known:
             await write(store.count_refusal, client_id, events=events)
         elif events:

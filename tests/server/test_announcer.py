@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
 import pytest
@@ -19,12 +19,24 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, PATIENCE_SECONDS))
 
 
-async def listening(announcer: Announcer) -> tuple[AsyncIterator[NewEvent], asyncio.Task[NewEvent]]:
-    """A listener that is registered, and its wait for the first event."""
+async def listening(
+    announcer: Announcer,
+) -> tuple[AsyncGenerator[NewEvent, None], asyncio.Task[NewEvent]]:
+    """A listener, and its wait for the first event."""
     listener = announcer.listen()
     first = asyncio.ensure_future(anext(listener))
     await asyncio.sleep(0)
     return listener, first
+
+
+def test_listener_hears_what_happens_before_it_first_waits() -> None:
+    async def scene() -> None:
+        announcer = Announcer()
+        listener = announcer.listen()
+        announcer.publish([FIRST])
+        assert await anext(listener) == FIRST
+
+    run(scene())
 
 
 def test_every_listener_hears_every_event_in_order() -> None:
@@ -119,7 +131,7 @@ def test_listener_that_goes_away_is_forgotten() -> None:
         listener, first = await listening(announcer)
         announcer.publish([FIRST])
         await first
-        await listener.aclose()  # type: ignore[attr-defined]
+        await listener.aclose()
         assert announcer._listeners == set()
 
     run(test())

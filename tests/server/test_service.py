@@ -24,7 +24,7 @@ from coppice.wire.chunks import MAX_CHUNK_BYTES, MAX_MESSAGE_BYTES, MIN_CHUNK_BY
 from server.presence import HEARTBEAT_SECONDS
 from server.service import TRANSPORT_MESSAGE_BYTES
 from tests.server.host import Device, Host, play
-from tests.server.run_samples import A, run_spec
+from tests.server.run_samples import A, B, run_spec
 
 
 class TestJoin:
@@ -245,6 +245,25 @@ class TestRefusals:
                 ]
                 assert [event.client_id for event in logged] == [A, A]
                 assert logged[0].text == "refused a: the bytes are not a HeartbeatRequest"
+
+        play(tmp_path, scene)
+
+    def test_who_makes_up_ever_new_kinds_does_not_fill_the_log_of_others(
+        self, tmp_path: Path
+    ) -> None:
+        async def scene(host: Host) -> None:
+            async with host.devices("a", "b") as (a, b):
+                for device, count in ((a, 103), (b, 1)):
+                    for number in range(count):
+                        with pytest.raises(InvalidMessage):
+                            await device.fetch(pb.BlobRef(digest=f"x{number}"))
+                logged = [
+                    event.client_id
+                    for event in host.store.events(None)
+                    if event.kind == "call_refused"
+                ]
+                assert logged == [A] * 100 + [B]
+                assert host.coordinator.snapshot().refusals == 104
 
         play(tmp_path, scene)
 
