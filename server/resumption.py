@@ -20,6 +20,10 @@ def resume(
         Its first instructions, and the tasks that are not answered yet.
     """
     last = machine.round_number = record.round_number
+    rounds = store.rounds(record.run_id)
+    machine.committed = max(
+        (item.round_number for item in rounds if item.state is RoundState.COMMITTED), default=0
+    )
     if _target_reached(record):
         # The server stopped between the evaluation and the end.
         return machine.handle(EvaluationDone(record.best_round or last, "server", True)), {}

@@ -10,6 +10,8 @@ OPENING ─▶ GATHERING ─▶ PLANNING ─▶ REPORTING ─▶ AGGREGATING ─
                                                           last round, or target reached  ▼
                                                                 ENDED ◀── EndRun ── CLOSING
 
+Between two rounds, JUDGING waits for evaluations on the server when too many are under way.
+
 An event that does not belong to the present phase or round changes nothing: it came late.
 """
 
@@ -44,6 +46,10 @@ from server.round_events import (
 )
 from server.selection import cohort_wanted, ranked
 
+#: Evaluations on the server that may be under way when a round begins: each holds a whole state on
+#: the disk, and rounds may be faster for ever.
+MAX_EVALUATING = 2
+
 #: How long the end of a run waits for evaluations that are still under way.
 CLOSING_SECONDS = 3600.0
 
@@ -64,7 +70,8 @@ class RoundMachine:
     awaited: set[ClientId] = field(default_factory=set)
     #: Clients that have answered.
     reported: list[ClientId] = field(default_factory=list)
-    #: Last round whose state is committed; equal to `round_number` while clients evaluate it.
+    #: Last round whose state is committed, 0 before the first; equal to `round_number` while
+    #: clients evaluate it.
     committed: int = 0
     #: Rounds whose evaluation on the server is not done.
     evaluating: set[int] = field(default_factory=set)
@@ -153,7 +160,7 @@ class RoundMachine:
                 return f"{len(self.awaited)} of {total}: {names}" + (
                     f" and {more} more" if more > 0 else ""
                 )
-            case Phase.CLOSING:
+            case Phase.JUDGING | Phase.CLOSING:
                 return f"the evaluation of round {', '.join(map(str, sorted(self.evaluating)))}"
         return ""
 
@@ -169,7 +176,10 @@ class RoundMachine:
 
     def _next_round(self) -> list[Instruction]:
         if self.round_number >= self.spec.stop.rounds:
-            return self._finish(f"all {self.spec.stop.rounds} rounds are done")
+            return self._finish()
+        if len(self.evaluating) > MAX_EVALUATING:
+            self.phase = Phase.JUDGING
+            return []
         self.round_number += 1
         self.phase = Phase.OPENING
         self.awaited, self.reported = set(), []
@@ -191,6 +201,9 @@ class RoundMachine:
         if len(self.known) >= cohort.size:
             self.patience_spent = False
         elif not (self.patience_spent and len(self.known) >= cohort.needed):
+            return []
+        if len(self.present) < min(cohort.planned, len(self.known)):
+            # To rank everybody at each arrival would cost the square of the fleet.
             return []
         wanted = cohort_wanted(self.spec, self.round_number, self.known)
         return self._plan(TaskKind.TRAIN, wanted) if self.present.issuperset(wanted) else []
@@ -264,8 +277,10 @@ class RoundMachine:
             )
         if event.where == "clients" and self._is(Phase.FOLDING, event.round_number):
             return self._next_round()
+        if self.phase is Phase.JUDGING:
+            return self._next_round()
         if self.phase is Phase.CLOSING and not self.evaluating:
-            return self._end(RunState.FINISHED, f"all {self.spec.stop.rounds} rounds are done")
+            return self._finish()
         return []
 
     def _deadline(self) -> list[Instruction]:
@@ -287,9 +302,13 @@ class RoundMachine:
             return self._plan(TaskKind.TRAIN, order[: self.spec.cohort.planned])
         return [SetDeadline(self.round_number, self.phase, self.spec.cohort.gather_seconds)]
 
-    def _finish(self, reason: str) -> list[Instruction]:
+    def _finish(self) -> list[Instruction]:
+        rounds, needed = self.spec.stop.rounds, self.spec.cohort.needed
+        if not self.committed:
+            reason = f"none of the {rounds} rounds got the {needed} updates that it needs"
+            return self._end(RunState.FAILED, reason)
         if not self.evaluating:
-            return self._end(RunState.FINISHED, reason)
+            return self._end(RunState.FINISHED, f"all {rounds} rounds are done")
         self.phase = Phase.CLOSING
         return [SetDeadline(self.round_number, self.phase, CLOSING_SECONDS)]
 

@@ -121,13 +121,6 @@ class TestDeadlines:
         machine.handle(UpdateStored(1, A))
         assert machine.handle(DeadlinePassed(1, Phase.REPORTING)) == [Aggregate(1)]
 
-    def test_last_round_may_fail(self) -> None:
-        machine = reporting(run_spec(rounds=1))
-        assert machine.handle(DeadlinePassed(1, Phase.REPORTING)) == [
-            FailRound(1, "0 updates came, 1 are needed"),
-            EndRun(RunState.FINISHED, "all 1 rounds are done"),
-        ]
-
     def test_deadline_of_the_run_file_is_set(self) -> None:
         machine = gathering(run_spec(deadline_seconds=5.0, gather_seconds=2.0), A, B)
         assert machine.handle(TasksCommitted(1, (A, B))) == [SetDeadline(1, Phase.REPORTING, 5.0)]

@@ -27,7 +27,7 @@ from server.round_events import (
     TasksCommitted,
     UpdateStored,
 )
-from server.rounds import CLOSING_SECONDS, RoundMachine
+from server.rounds import CLOSING_SECONDS, MAX_EVALUATING, RoundMachine
 from tests.server.run_samples import (
     SPEC,
     A,
@@ -67,6 +67,14 @@ def closing(spec: RunSpec | None = None) -> RoundMachine:
     return machine
 
 
+def judging() -> RoundMachine:
+    """A machine whose round 1 is over and whose evaluations are behind."""
+    machine = aggregating(run_spec(rounds=9))
+    machine.evaluating = set(range(-MAX_EVALUATING, 0))
+    machine.handle(RoundCommitted(1, True))
+    return machine
+
+
 def opening() -> RoundMachine:
     machine = RoundMachine(SPEC)
     machine.start()
@@ -81,6 +89,7 @@ IN_PHASE: dict[Phase, Callable[[], RoundMachine]] = {
     Phase.AGGREGATING: aggregating,
     Phase.EVALUATING: evaluating,
     Phase.FOLDING: folding,
+    Phase.JUDGING: judging,
     Phase.CLOSING: closing,
 }
 
@@ -207,6 +216,37 @@ class TestTarget:
         ]
 
 
+class TestJudging:
+    def test_next_round_waits_while_too_many_evaluations_are_under_way(self) -> None:
+        machine = judging()
+        assert machine.waiting_for == "the evaluation of round -2, -1, 1"
+        assert arrive(machine, A, B) == []
+        assert machine.handle(EvaluationDone(-2, "server", False)) == [OpenRound(2)]
+
+    def test_as_many_as_are_allowed_do_not_hold_up_a_round(self) -> None:
+        machine = aggregating(run_spec(rounds=9))
+        machine.evaluating = set(range(1 - MAX_EVALUATING, 0))
+        assert machine.handle(RoundCommitted(1, True)) == [OpenRound(2)]
+
+
+class TestNothingCommitted:
+    def test_a_run_whose_every_round_failed_has_failed(self) -> None:
+        machine = reporting(run_spec(rounds=1))
+        assert machine.handle(DeadlinePassed(1, Phase.REPORTING)) == [
+            FailRound(1, "0 updates came, 1 are needed"),
+            EndRun(RunState.FAILED, "none of the 1 rounds got the 1 updates that it needs"),
+        ]
+
+    def test_one_good_round_is_enough_for_a_model(self) -> None:
+        machine = aggregating()
+        tell(machine, RoundCommitted(1, False), RoundOpened(2, False))
+        arrive(machine, A, B)
+        machine.handle(TasksCommitted(2, (A, B)))
+        assert machine.handle(DeadlinePassed(2, Phase.REPORTING))[-1] == EndRun(
+            RunState.FINISHED, "all 2 rounds are done"
+        )
+
+
 class TestClosing:
     def test_waits_for_the_evaluations_under_way(self) -> None:
         machine = aggregating(run_spec(rounds=1))
@@ -235,11 +275,13 @@ class TestClosing:
         ]
 
     def test_follows_a_last_round_that_failed(self) -> None:
-        machine = reporting(run_spec(rounds=1))
-        machine.evaluating.add(1)
-        assert machine.handle(DeadlinePassed(1, Phase.REPORTING)) == [
-            FailRound(1, "0 updates came, 1 are needed"),
-            SetDeadline(1, Phase.CLOSING, CLOSING_SECONDS),
+        machine = aggregating()
+        tell(machine, RoundCommitted(1, True), RoundOpened(2, False))
+        arrive(machine, A, B)
+        machine.handle(TasksCommitted(2, (A, B)))
+        assert machine.handle(DeadlinePassed(2, Phase.REPORTING)) == [
+            FailRound(2, "0 updates came, 1 are needed"),
+            SetDeadline(2, Phase.CLOSING, CLOSING_SECONDS),
         ]
 
 
@@ -260,10 +302,11 @@ class TestResume:
         assert machine.start(4) == [OpenRound(5)]
 
     def test_after_the_last_round_the_run_ends(self) -> None:
-        assert RoundMachine(SPEC).start(2) == [EndRun(RunState.FINISHED, "all 2 rounds are done")]
+        machine = RoundMachine(SPEC, committed=2)
+        assert machine.start(2) == [EndRun(RunState.FINISHED, "all 2 rounds are done")]
 
     def test_after_the_last_round_its_evaluation_is_waited_for(self) -> None:
-        machine = RoundMachine(SPEC)
+        machine = RoundMachine(SPEC, committed=2)
         machine.evaluating = {2}
         assert machine.start(2) == [SetDeadline(2, Phase.CLOSING, CLOSING_SECONDS)]
         assert machine.handle(EvaluationDone(2, "server", False)) == [

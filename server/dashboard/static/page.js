@@ -31,6 +31,7 @@ const PHASES = {
   aggregating: "folding the updates",
   evaluating: "devices are evaluating",
   folding: "averaging the evaluations",
+  judging: "waiting for evaluation",
   closing: "finishing",
 };
 
