@@ -17,6 +17,7 @@ from coppice.errors import (
     ProtocolMismatch,
     ServerBusy,
     StoreUnusable,
+    UnknownBlob,
     UnknownRun,
 )
 from coppice.wire import coordination_pb2 as pb
@@ -255,8 +256,8 @@ class TestRefusals:
             async with host.devices("a", "b") as (a, b):
                 for device, count in ((a, 103), (b, 1)):
                     for number in range(count):
-                        with pytest.raises(InvalidMessage):
-                            await device.fetch(pb.BlobRef(digest=f"x{number}"))
+                        with pytest.raises(UnknownBlob):
+                            await device.fetch(pb.BlobRef(digest=f"{number:012}{0:052}"))
                 logged = [
                     event.client_id
                     for event in host.store.events(None)
