@@ -53,13 +53,13 @@ def _take_part(connection: Connection, update: str, app_digest: str) -> None:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as data,
     ):
         answer: Any = data
-        run_id = 0
+        run_key = ""
         while True:
-            poll = pb.PollRequest(run_id=run_id, num_examples=1, app_digest=app_digest)
+            poll = pb.PollRequest(run_key=run_key, num_examples=1, app_digest=app_digest)
             reply = connection.poll(poll)
             match reply.WhichOneof("reply"):
                 case "run":
-                    run_id = reply.run.run_id
+                    run_key = reply.run.run_key
                 case "task":
                     payload = reply.task.payload
                     connection.fetch(BlobRef(payload.digest, payload.size_bytes))

@@ -105,7 +105,7 @@ class Device:
     def _poll_request(self) -> pb.PollRequest:
         ready = self._ready
         return pb.PollRequest(
-            run_id=ready.run_id if ready else 0,
+            run_key=ready.run_key if ready else "",
             num_examples=len(ready.train) if ready else 0,
             capability=capability_to_message(self._capability()),
             choice=self._choice,

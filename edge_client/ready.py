@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from coppice.data import Examples, split
 from coppice.domain import Capability, ClientId, TaskKind, Workload, derive_seed
 from coppice.method import ClientHalf, Local, Meter, Task, Update, client_half
 from coppice.wire import coordination_pb2 as pb
-from coppice.wire.codec import workload_from_json
+from coppice.wire.codec import valid_run_key, workload_from_json
 from edge_client.private import PrivateState
 
 
@@ -22,6 +21,7 @@ class ReadyRun:
     """What stays the same over the rounds of a run."""
 
     run_id: int
+    run_key: str
     client_id: ClientId
     workload: Workload
     app: App
@@ -66,16 +66,15 @@ def get_ready(
     train, held_out = split(
         app.load(data), app.held_out, derive_seed(workload.seed, "held_out", client_id)
     )
-    # Two servers may both have a run 1: the workload tells their private states apart.
-    mark = hashlib.sha256(offer.workload_json.encode()).hexdigest()[:8]
-    folder = private / f"{offer.run_id}-{workload.method.name}-{mark}"
+    run_key = valid_run_key(offer.run_key)
     return ReadyRun(
         run_id=offer.run_id,
+        run_key=run_key,
         client_id=client_id,
         workload=workload,
         app=app,
         half=client_half(workload.method),
         train=train,
         held_out=held_out,
-        private=PrivateState(folder),
+        private=PrivateState(private / f"{run_key}-{workload.method.name}"),
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coppice.domain import BlobRef, Capability, ClientId, RunSpec
+from coppice.domain import BlobRef, Capability, ClientId
 from server.records import NewTask, RunRecord, TaskRecord
 
 
@@ -15,8 +15,8 @@ class CheckIn:
     """What a poll says of its device."""
 
     client_id: ClientId
-    #: The run that the device is ready for; 0 for none.
-    run_id: int
+    #: Key of the run that the device is ready for; empty for none.
+    run_key: str
     #: Size of its training part under that run.
     num_examples: int
     capability: Capability
@@ -30,8 +30,7 @@ class CheckIn:
 class OpenRun:
     """Get ready for this run."""
 
-    run_id: int
-    spec: RunSpec
+    record: RunRecord
 
 
 @dataclass(frozen=True)

@@ -260,9 +260,11 @@ class Coordinator:
 
     async def _answer(self, client: ClientRecord, check_in: CheckIn) -> Answer:
         driver = self._driver
-        if check_in.run_id and (driver is None or driver.run_id != check_in.run_id):
-            record = await self._resources.threads.store(partial(self._store.run, check_in.run_id))
-            if record.ended_at is not None:
+        is_ready = driver is not None and driver.record.key == check_in.run_key
+        if check_in.run_key and not is_ready:
+            find = partial(self._run_of_key, check_in.run_key)
+            record = await self._resources.threads.store(find)
+            if record is not None and record.ended_at is not None:
                 return EndedRun(
                     record,
                     await self._keepsakes.of(
@@ -272,8 +274,8 @@ class Coordinator:
         if driver is None or not driver.takes(client.labels):
             return None
         _check_app(driver.spec, check_in.app_digest)
-        if driver.run_id != check_in.run_id:
-            return OpenRun(driver.run_id, driver.spec)
+        if not is_ready:
+            return OpenRun(driver.record)
         if (task := driver.tasks.get(client.client_id)) is not None:
             return task
         choice = None
@@ -291,6 +293,13 @@ class Coordinator:
             )
         )
         return None
+
+    def _run_of_key(self, key: str) -> RunRecord | None:
+        try:
+            record = self._store.run(int(key.partition("-")[0]))
+        except UnknownRun:
+            return None
+        return record if record.key == key else None
 
     def may_fetch(self, client_id: ClientId, digest: str) -> None:
         """UnknownBlob unless the blob was offered to this client."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -50,6 +51,12 @@ class RunRecord:
     best_round: int | None
     best_value: float | None
     best_blob: BlobRef | None
+
+    @property
+    def key(self) -> str:
+        """Names this run among those of all servers: another one's run 1 began at another time."""
+        mark = hashlib.sha256(repr(self.submitted_at).encode()).hexdigest()[:16]
+        return f"{self.run_id}-{mark}"
 
 
 @dataclass(frozen=True)

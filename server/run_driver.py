@@ -59,13 +59,14 @@ class RunDriver:
             kept: Digests of blobs that clients of other runs may still fetch.
         """
         self.run_id = record.run_id
+        #: The run as it was when the driver began.
+        self.record = record
         self.spec = record.spec
         self.machine = RoundMachine(record.spec)
         #: Unanswered open tasks; none before the store has told which there are.
         self.tasks: dict[ClientId, TaskRecord] = {}
         #: What clients choose from before the open round is planned; None when there is no choice.
         self.terms: OpenTerms | None = None
-        self._record = record
         self._resources = resources
         self._store = resources.store
         self._bell = bell
@@ -133,7 +134,7 @@ class RunDriver:
         try:
             await self._load_state()
             instructions, self.tasks = await self._resources.threads.store(
-                partial(resume, self.machine, self._record, self._store, time.time())
+                partial(resume, self.machine, self.record, self._store, time.time())
             )
             self._go_on()
             while self.machine.phase is not Phase.ENDED:

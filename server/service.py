@@ -25,7 +25,6 @@ from coppice.errors import (
     ProtocolMismatch,
     ServerBusy,
     StoreUnusable,
-    UnknownRun,
 )
 from coppice.tree import to_plain
 from coppice.wire import coordination_pb2 as pb
@@ -37,6 +36,7 @@ from coppice.wire.codec import (
     choice_from_message,
     labels_from_message,
     valid_digest,
+    valid_run_key,
     workload_to_json,
 )
 from coppice.wire.status import CLIENT_KEY, status_of
@@ -226,8 +226,6 @@ def _client_record(request: pb.JoinRequest, client_id: ClientId) -> ClientRecord
 
 
 def _check_in(request: pb.PollRequest, client_id: ClientId) -> CheckIn:
-    if request.run_id >= MAX_COUNT:
-        raise UnknownRun(f"there is no run {request.run_id}")
     if request.num_examples >= MAX_COUNT:
         raise InvalidMessage(f"num_examples is {request.num_examples}; allowed is less than 2^53")
     choice = None
@@ -235,7 +233,7 @@ def _check_in(request: pb.PollRequest, client_id: ClientId) -> CheckIn:
         choice = (request.choice.round_number, choice_from_message(request.choice))
     return CheckIn(
         client_id,
-        request.run_id,
+        valid_run_key(request.run_key) if request.run_key else "",
         request.num_examples,
         capability_from_message(request.capability),
         request.app_digest,
@@ -245,17 +243,21 @@ def _check_in(request: pb.PollRequest, client_id: ClientId) -> CheckIn:
 
 def _poll_reply(answer: Answer) -> pb.PollReply:
     match answer:
-        case OpenRun(run_id, spec):
-            workload = workload_to_json(spec.workload)
-            return pb.PollReply(run=pb.RunOffer(run_id=run_id, workload_json=workload))
+        case OpenRun(record):
+            offer = pb.RunOffer(
+                run_id=record.run_id,
+                run_key=record.key,
+                workload_json=workload_to_json(record.spec.workload),
+            )
+            return pb.PollReply(run=offer)
         case OpenTerms(round_number, ref):
             payload = blob_to_message(ref)
             return pb.PollReply(terms=pb.TermsOffer(round_number=round_number, payload=payload))
         case TaskRecord():
             seconds = max(answer.deadline_at - time.time(), 0.0)
-            offer = _task_offer(answer, answer.run_id, answer.round_number)
-            offer.task_id, offer.deadline_seconds = answer.task_id, seconds
-            return pb.PollReply(task=offer)
+            task = _task_offer(answer, answer.run_id, answer.round_number)
+            task.task_id, task.deadline_seconds = answer.task_id, seconds
+            return pb.PollReply(task=task)
         case EndedRun(record, keep):
             over = pb.RunOver(run_id=record.run_id, state=record.state, reason=record.reason)
             if keep is not None:

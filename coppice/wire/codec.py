@@ -22,6 +22,7 @@ MAX_COUNT = 2**53
 MAX_JSON_BYTES = 64 * 2**10
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_RUN_KEY = re.compile(r"[0-9]{1,15}-[0-9a-f]{16}")
 _NAME = re.compile(r"[\w ./:-]{1,63}")
 
 
@@ -75,6 +76,13 @@ def valid_digest(text: str) -> str:
     """The text itself when it is a SHA-256 in lower-case hexadecimal; else InvalidMessage."""
     if not _DIGEST.fullmatch(text):
         raise InvalidMessage("a digest has 64 lower-case hexadecimal digits")
+    return text
+
+
+def valid_run_key(text: str) -> str:
+    """The text itself when it can name a run; else InvalidMessage."""
+    if not _RUN_KEY.fullmatch(text):
+        raise InvalidMessage("a run's key is its number, '-' and 16 hexadecimal digits")
     return text
 
 

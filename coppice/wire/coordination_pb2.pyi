@@ -56,18 +56,18 @@ class JoinReply(_message.Message):
     def __init__(self, server_name: _Optional[str] = ..., heartbeat_seconds: _Optional[float] = ...) -> None: ...
 
 class PollRequest(_message.Message):
-    __slots__ = ("run_id", "num_examples", "capability", "choice", "app_digest")
-    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("run_key", "num_examples", "capability", "choice", "app_digest")
+    RUN_KEY_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     APP_DIGEST_FIELD_NUMBER: _ClassVar[int]
-    run_id: int
+    run_key: str
     num_examples: int
     capability: Capability
     choice: Choice
     app_digest: str
-    def __init__(self, run_id: _Optional[int] = ..., num_examples: _Optional[int] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., app_digest: _Optional[str] = ...) -> None: ...
+    def __init__(self, run_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., app_digest: _Optional[str] = ...) -> None: ...
 
 class Choice(_message.Message):
     __slots__ = ("round_number", "values_json")
@@ -92,12 +92,14 @@ class PollReply(_message.Message):
     def __init__(self, run: _Optional[_Union[RunOffer, _Mapping]] = ..., terms: _Optional[_Union[TermsOffer, _Mapping]] = ..., task: _Optional[_Union[TaskOffer, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ...) -> None: ...
 
 class RunOffer(_message.Message):
-    __slots__ = ("run_id", "workload_json")
+    __slots__ = ("run_id", "run_key", "workload_json")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_KEY_FIELD_NUMBER: _ClassVar[int]
     WORKLOAD_JSON_FIELD_NUMBER: _ClassVar[int]
     run_id: int
+    run_key: str
     workload_json: str
-    def __init__(self, run_id: _Optional[int] = ..., workload_json: _Optional[str] = ...) -> None: ...
+    def __init__(self, run_id: _Optional[int] = ..., run_key: _Optional[str] = ..., workload_json: _Optional[str] = ...) -> None: ...
 
 class TermsOffer(_message.Message):
     __slots__ = ("round_number", "payload")

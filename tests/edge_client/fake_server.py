@@ -78,6 +78,10 @@ class Gate:
     expired: bool = False
 
 
+def run_key(run_id: int) -> str:
+    return f"{run_id}-0123456789abcdef"
+
+
 class FakeServer(CoordinationServicer):
     """Answers polls from a queue, serves blobs, and takes every update."""
 
@@ -127,7 +131,10 @@ class FakeServer(CoordinationServicer):
         self._replies.put(pb.PollReply(**reply))
 
     def offer_run(self, workload: Workload = WORKLOAD, run_id: int = 1) -> None:
-        self.reply(run=pb.RunOffer(run_id=run_id, workload_json=workload_to_json(workload)))
+        offer = pb.RunOffer(
+            run_id=run_id, run_key=run_key(run_id), workload_json=workload_to_json(workload)
+        )
+        self.reply(run=offer)
 
     def task(self, ref: BlobRef, **changes: Any) -> pb.TaskOffer:
         values: dict[str, Any] = {

@@ -32,6 +32,7 @@ from tests.edge_client.fake_server import (
     FakeServer,
     app_workload,
     model_payload,
+    run_key,
 )
 
 
@@ -48,7 +49,8 @@ def test_device_trains_and_keeps_the_model(server: FakeServer, device: ThreadedD
     delta = decode(bytearray(data))["delta"]
     assert any(tensor.any() for tensor in delta.values())
     polls = server.of("PollTask")
-    assert [(poll.run_id, poll.num_examples) for poll in polls] == [(0, 0), (1, 30), (1, 30)]
+    asked = [(poll.run_key, poll.num_examples) for poll in polls]
+    assert asked == [("", 0), (run_key(1), 30), (run_key(1), 30)]
     assert polls[0].capability.memory_bytes > 0
     info = read_info(device.folder.model)
     assert info.round_number == 9
@@ -203,7 +205,9 @@ def test_restarted_server_is_found_again(
         again.end_run()
         assert life.result(PATIENCE_SECONDS) == 0
         assert len(again.pushed) == 1
-        assert again.of("PollTask")[0].run_id == 1, "the data were loaded again for nothing"
+        assert again.of("PollTask")[0].run_key == run_key(1), (
+            "the data were loaded again for nothing"
+        )
     finally:
         again.stop()
 
@@ -245,9 +249,9 @@ def test_device_waits_for_the_next_run(server: FakeServer, device: ThreadedDevic
     server.offer_run()
     server.end_run()
     device.start()
-    assert server.wait_for("PollTask", 3).run_id == 0
+    assert server.wait_for("PollTask", 3).run_key == ""
     server.offer_run(run_id=2)
-    assert server.wait_for("PollTask", 4).run_id == 2
+    assert server.wait_for("PollTask", 4).run_key == run_key(2)
 
 
 def test_data_that_do_not_fit_end_the_device_and_the_server_hears_why(

@@ -57,10 +57,10 @@ def prepare(
     data: Path,
     private: Path,
     workload: Workload = WORKLOAD,
-    run_id: int = 1,
+    key: str = "1-0123456789abcdef",
     app: Path | None = None,
 ) -> ReadyRun:
-    offer = pb.RunOffer(run_id=run_id, workload_json=workload_to_json(workload))
+    offer = pb.RunOffer(run_id=1, run_key=key, workload_json=workload_to_json(workload))
     return get_ready(offer, KITCHEN, data, app, private)
 
 
@@ -84,17 +84,18 @@ def test_chance_comes_from_the_seed_the_name_and_the_round(data: Path, tmp_path:
 
 
 def test_runs_keep_their_private_states_apart(data: Path, tmp_path: Path) -> None:
-    own = app_workload(OWN_APP)
-    app = tmp_path / "own_app.py"
-    app.write_bytes(OWN_APP)
-    folder = tmp_path / "private"
-    prepare(data, folder).private.stage({"run": 1})
-    prepare(data, folder, run_id=2).private.stage({"run": 2})
-    prepare(data, folder, own, app=app).private.stage({"run": 1})
-    names = sorted(path.name for path in folder.iterdir())
-    assert [name.rpartition("-")[0] for name in names] == ["1-fedavg", "1-fedavg", "2-fedavg"]
-    prepare(data, folder).private.promote()
-    assert sorted(path.name for path in folder.iterdir()) == names
+    keys = ["1-0123456789abcdef", "1-123456789abcdef0", "2-0123456789abcdef"]
+    for key in keys:
+        prepare(data, tmp_path / "private", key=key).private.stage({"run": 1})
+    names = sorted(path.name for path in (tmp_path / "private").iterdir())
+    assert names == [f"{key}-fedavg" for key in keys]
+
+
+@pytest.mark.parametrize("key", ["", "1", "../1-0123456789abcdef", "1-0123456789abcdef/.."])
+def test_key_of_a_run_cannot_name_another_folder(data: Path, tmp_path: Path, key: str) -> None:
+    with pytest.raises(InvalidMessage, match="a run's key is"):
+        prepare(data, tmp_path / "private", key=key)
+    assert not (tmp_path / "private").exists()
 
 
 def test_workload_that_cannot_be_read_is_an_error(data: Path, tmp_path: Path) -> None:

@@ -77,14 +77,14 @@ class Caller:
 
     def take_task(self) -> pb.TaskOffer:
         """Poll until there is a task."""
-        run_id = 0
+        run_key = ""
         while True:
-            request = pb.PollRequest(run_id=run_id, num_examples=1)
+            request = pb.PollRequest(run_key=run_key, num_examples=1)
             reply = pb.PollReply.FromString(self.call("PollTask", request))
             if reply.HasField("task"):
                 return reply.task
             if reply.HasField("run"):
-                run_id = reply.run.run_id
+                run_key = reply.run.run_key
 
 
 def push_parts(task_id: int, data: bytes | bytearray, **header: Any) -> list[pb.PushChunk]:

@@ -166,7 +166,7 @@ class Device:
     def __init__(self, host: Host, name: str | None) -> None:
         self.host = host
         self.name = name
-        self.run_id = 0
+        self.run_key = ""
         self.choice: pb.Choice | None = None
         #: Every value of its updates.
         self.value = 0.0
@@ -211,14 +211,14 @@ class Device:
     async def poll(self, **fields: Any) -> pb.PollReply:
         """One poll; gets ready for a run that is offered."""
         request: dict[str, Any] = {
-            "run_id": self.run_id,
+            "run_key": self.run_key,
             "num_examples": 10,
             "capability": capability_to_message(CAPABILITY),
             "choice": self.choice,
         }
         reply: pb.PollReply = await self.call("PollTask", pb.PollRequest(**(request | fields)))
         if reply.HasField("run"):
-            self.run_id = reply.run.run_id
+            self.run_key = reply.run.run_key
         return reply
 
     def polling(self) -> asyncio.Task[pb.PollReply]:
@@ -235,7 +235,7 @@ class Device:
         """Poll until the run is over."""
         while not (reply := await self.poll()).HasField("over"):
             assert reply.HasField("wait"), reply
-        self.run_id = 0
+        self.run_key = ""
         return reply.over
 
     async def fetch(self, ref: pb.BlobRef, **fields: Any) -> bytearray:
@@ -284,7 +284,7 @@ class Device:
             if reply.HasField("task"):
                 with contextlib.suppress(errors.RoundClosed):
                     await self.push(reply.task, metrics={"accuracy": 0.5})
-        self.run_id = 0
+        self.run_key = ""
         return reply.over
 
 

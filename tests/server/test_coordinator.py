@@ -9,7 +9,6 @@ import pytest
 
 from coppice.errors import (
     UnknownBlob,
-    UnknownRun,
     UpdateRefused,
 )
 from coppice.wire import coordination_pb2 as pb
@@ -103,7 +102,7 @@ class TestPoll:
             async with host.devices("a") as (a,):
                 await host.submit(SPEC)
                 await a.poll()
-                check_in = CheckIn(A, a.run_id, 10, CAPABILITY, "", None)
+                check_in = CheckIn(A, a.run_key, 10, CAPABILITY, "", None)
                 older = asyncio.create_task(host.coordinator.poll(check_in))
                 await host.until(lambda: host.driver.machine.present == {A})
                 newer = asyncio.create_task(host.coordinator.poll(check_in))
@@ -130,11 +129,16 @@ class TestPoll:
 
         play(tmp_path, scene)
 
-    def test_for_a_run_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("key", ["1-0123456789abcdef", "77-0123456789abcdef"])
+    def test_who_is_ready_for_the_run_of_another_server_gets_ready_for_this_one(
+        self, tmp_path: Path, key: str
+    ) -> None:
         async def scene(host: Host) -> None:
             async with host.devices("a") as (a,):
-                with pytest.raises(UnknownRun, match="there is no run 77"):
-                    await a.poll(run_id=77)
+                run_id = await host.submit(SPEC)
+                reply = await a.poll(run_key=key)
+                assert (reply.run.run_id, reply.run.run_key) == (1, host.store.run(run_id).key)
+                assert reply.run.run_key != key
 
         play(tmp_path, scene)
 

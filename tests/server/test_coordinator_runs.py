@@ -133,8 +133,8 @@ class TestFailure:
                         raise ZeroDivisionError("oh")
 
                     broken.setattr(FedAvg, step, fail)
-                    await host.submit(run_spec(rounds=1))
-                    a.run_id = b.run_id = 1
+                    run_id = await host.submit(run_spec(rounds=1))
+                    a.run_key = b.run_key = host.store.run(run_id).key
                     overs = await asyncio.gather(a.work(), b.work())
                     assert {over.state for over in overs} == {"failed"}
                     assert {over.reason for over in overs} == {"ZeroDivisionError: oh"}
@@ -238,7 +238,7 @@ class TestKeep:
                 monkeypatch.setattr(FedAvg, "init", lambda *_: 1 / 0)
                 run_id = await host.submit(SPEC)
                 await host.ended(run_id)
-                a.run_id = run_id
+                a.run_key = host.store.run(run_id).key
                 over = await a.over()
                 assert over.state == "failed"
                 assert not over.HasField("keep")

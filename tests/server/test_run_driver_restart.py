@@ -33,7 +33,7 @@ class Returning:
         await host.until(lambda: {A, B} <= host.coordinator._clients.keys())
         devices = Device(host, "a"), Device(host, "b")
         for device in devices:
-            device.run_id = 1
+            device.run_key = host.store.run(1).key
         return devices
 
     async def begin(self, host: Host, **spec: Any) -> tuple[Device, Device]:

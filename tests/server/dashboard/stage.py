@@ -148,14 +148,14 @@ class Stage:
                     return
 
     async def _work(self, record: ClientRecord) -> None:
-        run_id = 0
+        run_key = ""
         while True:
-            check_in = CheckIn(record.client_id, run_id, 10, CAPABILITY, "", None)
+            check_in = CheckIn(record.client_id, run_key, 10, CAPABILITY, "", None)
             match await self.coordinator.poll(check_in):
-                case OpenRun(run_id, _):
-                    pass
+                case OpenRun(run):
+                    run_key = run.key
                 case EndedRun():
-                    run_id = 0
+                    run_key = ""
                 case TaskRecord() as task:
                     await self.turns.acquire()
                     await self._answer(record.client_id, task)
