@@ -27,7 +27,7 @@ check: ## lint, format, types, and the rules for this repository: imports, sizes
 	$(VENV) -m mypy
 	$(VENV) -m pytest -q tests/test_repository.py tests/test_documentation.py
 
-bench: ## what coordination costs: time, processor, memory and bytes of a round
+bench: ## what coordination costs: time, processor, memory and bytes of a round; 40 minutes
 	@bash deploy/setup.sh bench
 	@$(VENV) -m benchmarks run coordination
 

@@ -34,12 +34,15 @@ class WeightedMean:
         self.count += 1
 
     def value(self) -> dict[str, Tensor]:
-        """The mean; empty when no weight was folded."""
+        """The mean, once and at the end; empty when no weight was folded.
+
+        Each sum goes as its mean comes: the sums alone are twice the model.
+        """
         if self._weight == 0.0:
             return {}
         return {
-            name: (total / self._weight).to(self._dtypes[name])
-            for name, total in self._sums.items()
+            name: self._sums.pop(name).div_(self._weight).to(self._dtypes[name])
+            for name in list(self._sums)
         }
 
 
