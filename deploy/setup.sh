@@ -45,7 +45,7 @@ if ! [ -x .venv/bin/python ] || ! pip --version >/dev/null 2>&1; then
 fi
 rm -f "$stamp"
 if ! pip show torch >/dev/null 2>&1; then
-    say 'installing torch (CPU build, about 200 MB) …'
+    say 'installing torch (200 MB as CPU build, several GB as CUDA build) …'
     case $(uname -m) in
     aarch64) torch='torch>=2.6,<2.10' ;;
     *) torch='torch==2.13.0' ;;

@@ -25,7 +25,7 @@ learned from them does."""
 
 _EPILOG = """\
 example:
-  fedclient join 192.168.1.10:7070 --data ~/photos
+  fedclient join 192.168.1.10:7433 --data ~/photos
 
 exit codes:
   0 well, 1 failed, 2 wrong command line, 3 the data, 4 no server, 5 the server refused,
@@ -38,9 +38,9 @@ files, a folder of images by class, a CSV or Parquet table, or whatever the app 
 reads."""
 
 _JOIN_EXAMPLES = """\
-  fedclient join 192.168.1.10:7070 --data digits.npz
-  fedclient join pi-lab:7070 --data ~/photos --name kitchen --label room=kitchen
-  fedclient join pi-lab:7070 --data readings/ --app my_app.py --once"""
+  fedclient join 192.168.1.10:7433 --data digits.npz
+  fedclient join pi-lab:7433 --data ~/photos --name kitchen --label room=kitchen
+  fedclient join pi-lab:7433 --data readings/ --app my_app.py --once"""
 
 _STATUS = """\
 Says what the client on this device is doing, from the file that it keeps in its state folder. The
@@ -187,11 +187,11 @@ def _address(text: str) -> str:
         )
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not HOST:PORT; an example is 192.168.1.10:7070"
+            f"{text!r} is not HOST:PORT; an example is 192.168.1.10:7433"
         )
     if ":" in host and not re.fullmatch(r"\[[^][]+\]", host):
         raise argparse.ArgumentTypeError(
-            f"{text!r}: write an IPv6 address in brackets, as [::1]:7070"
+            f"{text!r}: write an IPv6 address in brackets, as [::1]:7433"
         )
     return text
 
