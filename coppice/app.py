@@ -19,6 +19,9 @@ from coppice.models import make_model
 
 _DIGEST_SHOWN = 12
 
+#: What `Classification.metrics` gives.
+CLASSIFICATION_METRICS = ("accuracy", "loss")
+
 
 class App(ABC):
     """What a run trains."""

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from coppice.app import app_digest
+from coppice.app import CLASSIFICATION_METRICS, app_digest
 from coppice.domain import RunSpec
 from coppice.errors import AppError, RunFileError
 from coppice.method import method_names, settings_type
@@ -72,6 +72,8 @@ def _parse(plain: dict[str, Any], folder: Path, app_path: Path | None) -> RunFil
         plain["method"] = _method(method, mistakes)
     _resolve_evaluation_data(plain, folder)
     spec = _validate(RunSpec, plain, "", mistakes)
+    if spec is not None:
+        _check_judgement(spec, mistakes)
     if mistakes or spec is None:
         raise RunFileError("\n".join(mistakes))
     return RunFile(spec, app, warm_start)
@@ -121,6 +123,18 @@ def _resolve_evaluation_data(plain: dict[str, Any], folder: Path) -> None:
     evaluation = plain.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(evaluation.get("data"), str):
         evaluation["data"] = str((folder / os.path.expanduser(evaluation["data"])).resolve())
+
+
+def _check_judgement(spec: RunSpec, mistakes: list[str]) -> None:
+    """What no evaluation gives would never be reached, and nobody would be told."""
+    evaluation = spec.evaluation
+    if spec.stop.target is not None and evaluation.data is None and not evaluation.on_clients:
+        mistakes.append("stop.target: needs evaluation.data or evaluation.on_clients = true")
+    if spec.app is None and evaluation.metric not in CLASSIFICATION_METRICS:
+        mistakes.append(
+            f"evaluation.metric: is {_shown(evaluation.metric)}; allowed are "
+            f"{', '.join(map(repr, CLASSIFICATION_METRICS))}"
+        )
 
 
 def _validate(kind: Any, plain: Any, where: str, mistakes: list[str]) -> Any:

@@ -41,6 +41,7 @@ class TestValid:
     def test_integers_may_stand_for_numbers(self) -> None:
         text = changed("local_epochs = 1", "local_epochs = 1\nlearning_rate = 1")
         text = changed("rounds = 20", "rounds = 20\ntarget = 1", text=text)
+        text += "[evaluation]\non_clients = true\n"
         spec = parse_run_file(text, Path("/nowhere")).spec
         assert spec.stop.target == 1.0
 

@@ -41,6 +41,17 @@ class TestUnknownKeys:
         assert line.startswith("privacy: is not a key; allowed are name, seed")
 
 
+class TestJudgement:
+    def test_target_needs_an_evaluation(self) -> None:
+        assert mistakes(changed("rounds = 20", "rounds = 20\ntarget = 0.9")) == [
+            "stop.target: needs evaluation.data or evaluation.on_clients = true"
+        ]
+
+    def test_metric_is_one_that_classification_has(self) -> None:
+        text = TEXT + '[evaluation]\non_clients = true\nmetric = "acuracy"\n'
+        assert mistakes(text) == ["evaluation.metric: is 'acuracy'; allowed are 'accuracy', 'loss'"]
+
+
 class TestMissing:
     @pytest.mark.parametrize(
         ("text", "lines"),
