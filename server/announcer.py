@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 
 from server.records import NewEvent
 
@@ -26,24 +27,26 @@ class Announcer:
                 else:
                     queue.put_nowait(event)
 
-    def listen(self) -> AsyncGenerator[NewEvent, None]:
-        """Events from this call on, until the server stops or the listener is too slow."""
+    @contextmanager
+    def listening(self) -> Iterator[AsyncIterator[NewEvent]]:
+        """Events from here on, until the server stops or the listener is too slow."""
         queue: asyncio.Queue[NewEvent | None] = asyncio.Queue()
         self._listeners.add(queue)
-        return self._heard(queue)
+        try:
+            yield _events(queue)
+        finally:
+            self._listeners.discard(queue)
 
     def close(self) -> None:
         """End every listener, after what it has not heard yet."""
         for queue in list(self._listeners):
             self._cut(queue)
 
-    async def _heard(self, queue: asyncio.Queue[NewEvent | None]) -> AsyncGenerator[NewEvent, None]:
-        try:
-            while (event := await queue.get()) is not None:
-                yield event
-        finally:
-            self._listeners.discard(queue)
-
     def _cut(self, queue: asyncio.Queue[NewEvent | None]) -> None:
         self._listeners.discard(queue)
         queue.put_nowait(None)
+
+
+async def _events(queue: asyncio.Queue[NewEvent | None]) -> AsyncIterator[NewEvent]:
+    while (event := await queue.get()) is not None:
+        yield event

@@ -175,8 +175,9 @@ class Server:
             await self._resources.threads.store(lambda: store.renew_lease(self._owner, time.time()))
 
     async def _print_events(self) -> None:
-        async for event in self._resources.announcer.listen():
-            print(f"{time.strftime('%H:%M:%S')} {event.text}", flush=True)
+        with self._resources.announcer.listening() as events:
+            async for event in events:
+                print(f"{time.strftime('%H:%M:%S')} {event.text}", flush=True)
         await self._stop.wait()
 
     def _tell_where(self) -> None:

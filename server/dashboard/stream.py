@@ -18,7 +18,7 @@ _RETRY_SECONDS = 2
 
 async def event_stream(announcer: Announcer) -> AsyncIterator[ServerSentEvent]:
     """The log's new lines under their kinds, until the server stops or the reader is too slow."""
-    events = announcer.listen()
-    yield ServerSentEvent(event=LISTENING.kind, data=LISTENING, retry=_RETRY_SECONDS * 1000)
-    async for event in events:
-        yield ServerSentEvent(event=event.kind, data=event)
+    with announcer.listening() as events:
+        yield ServerSentEvent(event=LISTENING.kind, data=LISTENING, retry=_RETRY_SECONDS * 1000)
+        async for event in events:
+            yield ServerSentEvent(event=event.kind, data=event)

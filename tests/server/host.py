@@ -154,10 +154,11 @@ class Host:
                 await device.close()
 
     async def _listen(self) -> None:
-        async for event in self.resources.announcer.listen():
-            async with self._heard:
-                self.events.append(event)
-                self._heard.notify_all()
+        with self.resources.announcer.listening() as events:
+            async for event in events:
+                async with self._heard:
+                    self.events.append(event)
+                    self._heard.notify_all()
 
 
 class Device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -19,34 +19,26 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, PATIENCE_SECONDS))
 
 
-async def listening(
-    announcer: Announcer,
-) -> tuple[AsyncGenerator[NewEvent, None], asyncio.Task[NewEvent]]:
-    """A listener, and its wait for the first event."""
-    listener = announcer.listen()
-    first = asyncio.ensure_future(anext(listener))
-    await asyncio.sleep(0)
-    return listener, first
-
-
-def test_listener_hears_what_happens_before_it_first_waits() -> None:
-    async def scene() -> None:
-        announcer = Announcer()
-        listener = announcer.listen()
-        announcer.publish([FIRST])
-        assert await anext(listener) == FIRST
-
-    run(scene())
-
-
 def test_every_listener_hears_every_event_in_order() -> None:
     async def test() -> None:
         announcer = Announcer()
-        listeners = [await listening(announcer) for _ in range(3)]
-        announcer.publish([FIRST, SECOND])
-        for listener, first in listeners:
-            assert await first == FIRST
-            assert await anext(listener) == SECOND
+        with announcer.listening() as one, announcer.listening() as other:
+            # Nobody has begun to wait: what happens meanwhile is not missed.
+            announcer.publish([FIRST, SECOND])
+            for events in (one, other):
+                assert [await anext(events), await anext(events)] == [FIRST, SECOND]
+
+    run(test())
+
+
+def test_listener_that_waits_is_woken() -> None:
+    async def test() -> None:
+        announcer = Announcer()
+        with announcer.listening() as events:
+            heard = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0)
+            announcer.publish([FIRST])
+            assert await heard == FIRST
 
     run(test())
 
@@ -59,9 +51,9 @@ def test_what_was_published_before_is_not_heard() -> None:
     async def test() -> None:
         announcer = Announcer()
         announcer.publish([FIRST])
-        _, heard = await listening(announcer)
-        announcer.publish([SECOND])
-        assert await heard == SECOND
+        with announcer.listening() as events:
+            announcer.publish([SECOND])
+            assert await anext(events) == SECOND
 
     run(test())
 
@@ -69,19 +61,16 @@ def test_what_was_published_before_is_not_heard() -> None:
 def test_slow_listener_is_cut_off_and_the_others_are_not() -> None:
     async def test() -> None:
         announcer = Announcer()
-        slow, first = await listening(announcer)
-        quick, quick_first = await listening(announcer)
-        announcer.publish([FIRST])
-        assert await first == await quick_first == FIRST
-        for _ in range(BACKLOG):
+        with announcer.listening() as slow, announcer.listening() as quick:
+            for _ in range(BACKLOG):
+                announcer.publish([SECOND])
+                assert await anext(quick) == SECOND
+            announcer.publish([FIRST])
+            assert await anext(quick) == FIRST
+            # It is told after what it had not heard yet.
+            assert [event async for event in slow] == [SECOND] * BACKLOG
             announcer.publish([SECOND])
             assert await anext(quick) == SECOND
-        announcer.publish([FIRST])
-        assert await anext(quick) == FIRST
-        # It is told after what it had not heard yet.
-        assert [event async for event in slow] == [SECOND] * BACKLOG
-        announcer.publish([SECOND])
-        assert await anext(quick) == SECOND
 
     run(test())
 
@@ -89,11 +78,12 @@ def test_slow_listener_is_cut_off_and_the_others_are_not() -> None:
 def test_listener_may_be_behind_by_the_backlog() -> None:
     async def test() -> None:
         announcer = Announcer()
-        listener, first = await listening(announcer)
-        announcer.publish([FIRST] * BACKLOG)
-        assert await first == FIRST
-        for _ in range(BACKLOG - 1):
-            assert await anext(listener) == FIRST
+        with announcer.listening() as events:
+            announcer.publish([FIRST] * BACKLOG)
+            for _ in range(BACKLOG):
+                assert await anext(events) == FIRST
+            announcer.publish([SECOND])
+            assert await anext(events) == SECOND
 
     run(test())
 
@@ -101,14 +91,12 @@ def test_listener_may_be_behind_by_the_backlog() -> None:
 def test_close_ends_waiting_listeners() -> None:
     async def test() -> None:
         announcer = Announcer()
-        (_, waiting), (busy, first) = await listening(announcer), await listening(announcer)
-        announcer.close()
-        for task in (waiting, first):
+        with announcer.listening() as events:
+            waiting = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0)
+            announcer.close()
             with pytest.raises(StopAsyncIteration):
-                await task
-        announcer.publish([FIRST])
-        with pytest.raises(StopAsyncIteration):
-            await anext(busy)
+                await waiting
 
     run(test())
 
@@ -116,22 +104,17 @@ def test_close_ends_waiting_listeners() -> None:
 def test_what_was_published_before_the_close_is_still_heard() -> None:
     async def test() -> None:
         announcer = Announcer()
-        listener, first = await listening(announcer)
-        announcer.publish([FIRST, SECOND])
-        announcer.close()
-        assert await first == FIRST
-        assert [event async for event in listener] == [SECOND]
+        with announcer.listening() as events:
+            announcer.publish([FIRST, SECOND])
+            announcer.close()
+            announcer.publish([FIRST])
+            assert [event async for event in events] == [FIRST, SECOND]
 
     run(test())
 
 
 def test_listener_that_goes_away_is_forgotten() -> None:
-    async def test() -> None:
-        announcer = Announcer()
-        listener, first = await listening(announcer)
-        announcer.publish([FIRST])
-        await first
-        await listener.aclose()
-        assert announcer._listeners == set()
-
-    run(test())
+    announcer = Announcer()
+    with announcer.listening():
+        assert len(announcer._listeners) == 1
+    assert announcer._listeners == set()

@@ -31,7 +31,7 @@ const PHASES = {
   aggregating: "folding the updates",
   evaluating: "devices are evaluating",
   folding: "averaging the evaluations",
-  judging: "waiting for evaluation",
+  judging: "catching up",
   closing: "finishing",
 };
 

@@ -143,9 +143,10 @@ class Stage:
     async def ended(self, run_id: int) -> None:
         """Wait until a run is over."""
         async with asyncio.timeout(PATIENCE_SECONDS):
-            async for event in self.resources.announcer.listen():
-                if event.kind == "run_ended" and event.run_id == run_id:
-                    return
+            with self.resources.announcer.listening() as events:
+                async for event in events:
+                    if event.kind == "run_ended" and event.run_id == run_id:
+                        return
 
     async def _work(self, record: ClientRecord) -> None:
         run_key = ""
