@@ -77,12 +77,11 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     try:
         outputs: Tensor = model(inputs)
     except ValueError as error:
-        if len(inputs) > 1:
+        if "more than 1 value per channel" not in str(error):
             raise
-        # Batch norm cannot train on it. More would come with more data, or a larger batch.
         raise DataError(
-            f"the model cannot train on a batch of one example ({error}): give the device more "
-            'data, or the run a larger method.batch_size or model.norm = "group"'
+            "batch norm cannot train on a batch of one example: give the device more data, or the "
+            "run a larger method.batch_size or another norm"
         ) from None
     return outputs
 

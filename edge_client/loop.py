@@ -129,6 +129,9 @@ class Device:
         """Load this device's data as the run reads them."""
         plan = self._plan
         self._journal.enter("preparing")
+        if self._ready is not None:
+            # A run that nobody has any more: its server was set up anew.
+            self._ready.private.forget()
         self._ready = self._choice = None
         self._ready = get_ready(offer, plan.client_id, plan.data, plan.app, self._folder.private)
         self._journal.ready(self._ready)

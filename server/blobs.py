@@ -54,7 +54,10 @@ class Blobs:
             self._partial.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes | bytearray | memoryview) -> BlobRef:
-        """Store bytes that are in memory; what is there already stays as it is."""
+        """Store bytes that are in memory; what is there already stays as it is.
+
+        It is written anew and thrown away then: to know first would cost every other call its time.
+        """
         view = memoryview(data).cast("B")
         # Bytes take about as long to hash as to bring to the disk: both at once.
         with _Partial(self) as file, ThreadPoolExecutor(1) as second_thread:
@@ -93,7 +96,11 @@ class Blobs:
                 raise _unknown(digest) from None
 
     def read(self, digest: str) -> memoryview:
-        """All bytes of a blob, as a private and writable mapping of its file: nothing is copied."""
+        """All bytes of a blob, as a private and writable mapping of its file: nothing is copied.
+
+        A disk that fails as they are used ends the process, where reading would raise; either way
+        the run goes on from the store.
+        """
         with self.open(digest) as file, self._disk_errors():
             if os.fstat(file.fileno()).st_size == 0:
                 return memoryview(bytearray())

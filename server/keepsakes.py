@@ -49,7 +49,11 @@ class Keepsakes:
         self, record: RunRecord, clients: Sequence[ClientRecord]
     ) -> dict[ClientId, NewTask]:
         state = record.best_blob or record.state_blob
-        if state is None:
+        store = self._resources.store
+        committed = await self._resources.threads.store(
+            partial(store.committed_round, record.run_id)
+        )
+        if state is None or not committed:
             return {}
         round_number = record.best_round or record.round_number
         cohort = [

@@ -20,22 +20,20 @@ def resume(
         Its first instructions, and the tasks that are not answered yet.
     """
     last = machine.round_number = record.round_number
-    rounds = store.rounds(record.run_id)
-    machine.committed = max(
-        (item.round_number for item in rounds if item.state is RoundState.COMMITTED), default=0
-    )
+    committed = machine.committed = store.committed_round(record.run_id)
     if _target_reached(record):
         # The server stopped between the evaluation and the end.
         return machine.handle(EvaluationDone(record.best_round or last, "server", True)), {}
     evaluated = {
-        item.where for item in store.evaluations(record.run_id) if item.round_number == last
+        (item.round_number, item.where) for item in store.evaluations(record.run_id, committed - 1)
     }
-    if last and record.spec.evaluation.data is not None and record.spec.evaluation_due(last):
-        machine.evaluating = {last} if "server" not in evaluated else set()
+    due = record.spec.evaluation.data is not None and record.spec.evaluation_due(committed)
+    if committed and due and (committed, "server") not in evaluated:
+        machine.evaluating = {committed}
     opened = store.round(record.run_id, last + 1)
     if opened is not None and opened.state is RoundState.OPEN:
         tasks = store.tasks(record.run_id, last + 1)
-    elif ON_CLIENTS not in evaluated:
+    elif (last, ON_CLIENTS) not in evaluated:
         tasks = store.tasks(record.run_id, last, TaskKind.EVALUATE)
     else:
         tasks = []

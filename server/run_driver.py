@@ -265,7 +265,8 @@ class RunDriver:
         self.tasks.clear()
         # The model that is saved now is the best one for ever.
         self._judge.cancel()
-        await self._export()
+        if self.machine.committed:
+            await self._export()
         event = self._event("run_ended", f"run {self.spec.name} {state}: {reason}")
         await self._write(self._store.end_run, state, reason, events=[event])
 

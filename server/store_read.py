@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, and_, bindparam, select
+from sqlalchemy import Connection, and_, bindparam, func, select
 
 from coppice.domain import BlobRef, ClientId, TaskKind
 from coppice.errors import UnknownRun, UnknownTask
@@ -13,6 +13,7 @@ from server.records import (
     EventRecord,
     LedgerRow,
     RoundRecord,
+    RoundState,
     RunRecord,
     RunState,
     TaskRecord,
@@ -101,6 +102,14 @@ class StoreReader:
                 query.where(of_round(rounds)), the_round(run_id, round_number)
             ).one_or_none()
             return None if row is None else blob_of(*row)
+
+    def committed_round(self, run_id: int) -> int:
+        """The last round of a run that gave a new state; 0 when there was none."""
+        query = select(func.max(rounds.c.round_number)).where(
+            rounds.c.run_id == run_id, rounds.c.state == RoundState.COMMITTED
+        )
+        with self._database.read() as connection:
+            return connection.scalar(query) or 0
 
     def evaluations(self, run_id: int, after: int = 0) -> list[EvaluationRecord]:
         """What was measured after the rounds above `after`, in their order."""

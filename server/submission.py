@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from coppice.app import build_model, make_app
 from coppice.errors import DataError, InvalidPayload, RunFileError, UnreadableData
+from coppice.files import write_file
 from coppice.model_file import load_tensors
 from coppice.tensors import assign
 from server.coordinator import Coordinator
@@ -53,7 +53,9 @@ def _prepare(resources: Resources, text: str, folder: Path, app: Path | None) ->
     """Check a run file, and try the model and what it starts from."""
     file = parse_run_file(text, folder, app)
     if file.app_path is not None and file.spec.app is not None:
-        _copy(file.app_path, resources.app_path(file.spec.app.digest))
+        # Later changes of the file do not touch the run.
+        copy = resources.app_path(file.spec.app.digest)
+        write_file(copy, file.app_path.read_bytes(), remedy="choose another folder with --data")
     model = build_model(make_app(file.spec.workload, file.app_path), file.spec.seed)
     if file.warm_start_path is not None:
         try:
@@ -61,10 +63,3 @@ def _prepare(resources: Resources, text: str, folder: Path, app: Path | None) ->
         except (InvalidPayload, UnreadableData) as error:
             raise RunFileError(f"warm_start: {error}") from None
     return file
-
-
-def _copy(source: Path, target: Path) -> None:
-    """A copy that is whole or not there: later changes of the file do not touch the run."""
-    partial_path = target.with_suffix(".partial")
-    partial_path.write_bytes(source.read_bytes())
-    os.replace(partial_path, target)

@@ -77,7 +77,9 @@ class TestStop:
                 assert not await a.heartbeat(task.task_id)
                 over = await a.over()
                 assert (over.state, over.reason) == ("stopped", "stopped by an operator")
-                assert over.keep.kind == "keep"
+                # No round has changed the first model: there is nothing to keep.
+                assert not over.HasField("keep")
+                assert not host.resources.model_path(run_id, SPEC.name).exists()
                 assert host.store.ledger(run_id)[0].outcome == "missing"
 
         play(tmp_path, scene)

@@ -218,6 +218,24 @@ class TestEvaluation:
         assert machine.phase is Phase.CLOSING
         assert isinstance(deadline, SetDeadline)
 
+    def test_of_the_last_good_round_is_made_up_for_when_a_later_one_failed(
+        self, store: Store
+    ) -> None:
+        past = Past(store, ON_SERVER)
+        past.commit(1)
+        past.plan(2, A)
+        store.fail_round(past.run_id, 2, NOON)
+        machine, instructions, _ = past.resume()
+        assert (machine.committed, machine.evaluating) == (1, {1})
+        assert instructions == [OpenRound(3)]
+
+    def test_of_a_model_that_no_round_changed_is_not_wanted(self, store: Store) -> None:
+        past = Past(store, ON_SERVER)
+        past.plan(1, A)
+        store.fail_round(past.run_id, 1, NOON)
+        machine, _, _ = past.resume()
+        assert (machine.committed, machine.evaluating) == (0, set())
+
     def test_that_reached_the_target_was_the_last_one(self, store: Store) -> None:
         past = Past(store, replace(ON_SERVER, stop=StopSpec(rounds=9, target=0.8)))
         past.commit(1)
