@@ -322,12 +322,21 @@ class Coordinator:
         offered = self._driver.tasks.get(client_id) if self._driver is not None else None
         try:
             return await take_update(
-                self._resources, client_id, header, chunks, offered, self._tell_stored
+                self._resources,
+                client_id,
+                header,
+                chunks,
+                offered,
+                self._take_sent_bytes,
+                self._tell_stored,
             )
         except UpdateRefused:
             if self._driver is not None and offered and offered.task_id == header.task_id:
                 self._driver.update_rejected(offered)
             raise
+
+    def _take_sent_bytes(self) -> int:
+        return self._driver.take_sent_bytes() if self._driver is not None else 0
 
     def _tell_stored(self, task: TaskRecord) -> None:
         if self._driver is not None and self._driver.run_id == task.run_id:

@@ -33,6 +33,7 @@ async def take_update(
     header: pb.PushHeader,
     chunks: AsyncIterator[bytes],
     offered: TaskRecord | None,
+    sent_bytes: Callable[[], int],
     stored: Callable[[TaskRecord], None],
 ) -> UpdateRecord:
     """Receive, check and store the answer to a task.
@@ -41,6 +42,7 @@ async def take_update(
 
     Args:
         offered: The client's unanswered open task, which needs no look into the store.
+        sent_bytes: Gives what went down to devices and is to be stored with the update.
         stored: Told of the task once its answer is stored, now or before.
 
     Raises:
@@ -84,7 +86,7 @@ async def take_update(
 
     async def keep() -> UpdateRecord:
         update = await resources.write(
-            store.store_update,
+            partial(store.store_update, sent_bytes=sent_bytes()),
             task.task_id,
             ref,
             header.num_examples,

@@ -73,7 +73,7 @@ class RunDriver:
         self._kept = kept
         self._work = RunWork(record.spec, resources.blobs)
         self._state_blob = record.state_blob
-        #: Bytes that devices fetched for the open tasks.
+        #: Bytes that devices fetched for the open tasks and the store does not know of.
         self._sent_bytes = 0
         self._swept_at = time.monotonic()
         self._participants: dict[ClientId, Participant] = {}
@@ -112,6 +112,11 @@ class RunDriver:
     def sent(self, size_bytes: int) -> None:
         """Bytes went down to a device."""
         self._sent_bytes += size_bytes
+
+    def take_sent_bytes(self) -> int:
+        """Bytes that went down since this was last asked, for who stores them."""
+        sent_bytes, self._sent_bytes = self._sent_bytes, 0
+        return sent_bytes
 
     def update_stored(self, task: TaskRecord) -> None:
         """An answer is stored, now or before."""
@@ -291,7 +296,7 @@ class RunDriver:
         self, round_number: int, kind: TaskKind, *events: NewEvent
     ) -> list[UpdateRecord]:
         """From here on no update of these tasks is taken: all that counts is returned."""
-        sent_bytes, self._sent_bytes = self._sent_bytes, 0
+        sent_bytes = self.take_sent_bytes()
         answers: list[UpdateRecord] = await self._write(
             self._store.close_tasks, round_number, kind, sent_bytes, events=list(events)
         )

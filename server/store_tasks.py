@@ -97,10 +97,15 @@ class StoreTasks(StoreClients):
         metrics: Metrics,
         now: float,
         events: Sequence[NewEvent] = (),
+        *,
+        sent_bytes: int = 0,
     ) -> UpdateRecord:
         """Store the answer to a task; if there is one already, that stays and is returned.
 
         UnknownTask when there is no such task; RoundClosed when it takes no update any more.
+
+        Args:
+            sent_bytes: What devices fetched in the task's round and is not stored yet.
         """
         with self._write() as connection:
             task = connection.execute(_ANSWERED, {"of_task": task_id}).one_or_none()
@@ -125,7 +130,9 @@ class StoreTasks(StoreClients):
                 },
             )
             here = the_round(task.run_id, task.round_number)
-            connection.execute(_ADD_BYTES, here | {"more_down": 0, "more_up": blob.size_bytes})
+            connection.execute(
+                _ADD_BYTES, here | {"more_down": sent_bytes, "more_up": blob.size_bytes}
+            )
             self._append(connection, events, now)
         return UpdateRecord(
             task_id=task_id,
@@ -150,7 +157,7 @@ class StoreTasks(StoreClients):
         """From now on the round's tasks of this kind take no update; what is stored stays.
 
         Args:
-            sent_bytes: What devices really fetched for these tasks.
+            sent_bytes: What devices fetched for these tasks and is not stored yet.
 
         Returns:
             All that is stored for these tasks, in plan order.

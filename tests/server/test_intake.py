@@ -82,7 +82,9 @@ class Desk:
         async def take() -> UpdateRecord:
             head = pb.PushHeader(**(fields | header))
             told: list[TaskRecord] = []
-            update = await take_update(self.resources, client, head, chunks(), None, told.append)
+            update = await take_update(
+                self.resources, client, head, chunks(), None, int, told.append
+            )
             assert [task.task_id for task in told] == [update.task_id]
             return update
 
@@ -170,7 +172,7 @@ class TestTwice:
 
             events = asyncio.Event(), asyncio.Event()
             pushes = [
-                take_update(desk.resources, A, header, chunks(*pair), None, lambda task: None)
+                take_update(desk.resources, A, header, chunks(*pair), None, int, lambda task: None)
                 for pair in (events, events[::-1])
             ]
             first, second = await asyncio.gather(*pushes)
@@ -270,7 +272,7 @@ class TestRefused:
                 await asyncio.Event().wait()
 
             push = asyncio.create_task(
-                take_update(desk.resources, A, header, chunks(), None, lambda task: None)
+                take_update(desk.resources, A, header, chunks(), None, int, lambda task: None)
             )
             await waiting.wait()
             push.cancel()
@@ -301,7 +303,7 @@ class TestRefused:
                 yield bytes(encode(GOOD))
 
             push = asyncio.create_task(
-                take_update(desk.resources, A, header, chunks(), None, lambda task: told.set())
+                take_update(desk.resources, A, header, chunks(), None, int, lambda task: told.set())
             )
             await asyncio.to_thread(storing.wait, PATIENCE_SECONDS)
             push.cancel()

@@ -62,6 +62,22 @@ class TestRounds:
 
         play(tmp_path, scene)
 
+    def test_bytes_that_went_down_are_stored_with_the_first_update(self, tmp_path: Path) -> None:
+        """From here on a killed server does not forget them."""
+
+        async def scene(host: Host) -> None:
+            async with host.devices("a", "b") as (a, b):
+                await host.submit(SPEC)
+                task, other = await asyncio.gather(a.task(), b.task())
+                await asyncio.gather(a.fetch(task.payload), b.fetch(other.payload))
+                await a.push(task)
+                assert host.store.rounds(1)[0].bytes_down == 2 * task.payload.size_bytes
+                await b.push(other)
+                await host.event("round_committed", round_number=1)
+                assert host.store.rounds(1)[0].bytes_down == 2 * task.payload.size_bytes
+
+        play(tmp_path, scene)
+
     def test_without_quorum_fail_and_the_state_stays(self, tmp_path: Path) -> None:
         async def scene(host: Host) -> None:
             async with host.devices("a", "b") as (a, b):
