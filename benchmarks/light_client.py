@@ -63,7 +63,8 @@ def _take_part(connection: Connection, update: str, app_digest: str) -> None:
                 case "task":
                     payload = reply.task.payload
                     connection.fetch(BlobRef(payload.digest, payload.size_bytes))
-                    # No two updates are equal, so that the server has to keep each of them.
+                    # No two updates are equal, so that the server has to keep each of them; the
+                    # very last bytes may be padding, which has to stay zero.
                     data[-12:-8] = struct.pack("<f", reply.task.task_id)
                     connection.push(reply.task.task_id, _Nothing(), answer)
                 case "over":

@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    # The outermost place: a mistake of ours is one line too, and its traceback is kept in a file.
     except Exception as error:
         print(
             f"fedclient: {type(error).__name__}: {error}; {_keep_traceback(folder)}",

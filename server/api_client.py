@@ -75,7 +75,8 @@ def _error_of(error: urllib.error.HTTPError) -> CoppiceError:
             body = json.loads(error.read())
         kind = getattr(errors, body["error"])
         if issubclass(kind, CoppiceError):
-            return kind(body["message"])  # type: ignore[no-any-return]
+            rebuilt: CoppiceError = kind(body["message"])
+            return rebuilt
     except (http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError):
         pass
     return ServerUnreachable(f"the server answered {error.code} {error.reason}")

@@ -262,7 +262,7 @@ class Coordinator:
         driver = self._driver
         is_ready = driver is not None and driver.record.key == check_in.run_key
         if check_in.run_key and not is_ready:
-            find = partial(self._run_of_key, check_in.run_key)
+            find = partial(self._store.run_of_key, check_in.run_key)
             record = await self._resources.threads.store(find)
             if record is not None and record.ended_at is not None:
                 return EndedRun(
@@ -293,13 +293,6 @@ class Coordinator:
             )
         )
         return None
-
-    def _run_of_key(self, key: str) -> RunRecord | None:
-        try:
-            record = self._store.run(int(key.partition("-")[0]))
-        except UnknownRun:
-            return None
-        return record if record.key == key else None
 
     def may_fetch(self, client_id: ClientId, digest: str) -> None:
         """UnknownBlob unless the blob was offered to this client."""

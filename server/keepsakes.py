@@ -49,11 +49,9 @@ class Keepsakes:
         self, record: RunRecord, clients: Sequence[ClientRecord]
     ) -> dict[ClientId, NewTask]:
         state = record.best_blob or record.state_blob
-        store = self._resources.store
-        committed = await self._resources.threads.store(
-            partial(store.committed_round, record.run_id)
-        )
-        if state is None or not committed:
+        find = partial(self._resources.store.committed_round, record.run_id)
+        # A model that no round has changed is not worth keeping.
+        if state is None or not await self._resources.threads.store(find):
             return {}
         round_number = record.best_round or record.round_number
         cohort = [

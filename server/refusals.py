@@ -24,15 +24,15 @@ class Refusals:
         """Count one; `known` tells whether the client has joined."""
         self.count += 1
         store, write = self._resources.store, self._resources.write
-        kind = type(error).__name__
+        name = type(error).__name__
         # A stranger may call itself anything: its name makes no kinds of its own.
-        culprit, text = (client_id, f"{kind}: {error}"[:200]) if known else (None, kind)
+        culprit, kind = (client_id, f"{name}: {error}"[:200]) if known else (None, name)
         logged = self._logged.setdefault(culprit, set())
         events = []
-        if text not in logged and len(logged) < _MAX_KINDS:
-            logged.add(text)
-            line = f"refused {client_id or 'a caller without a name'}: {error}"
-            events = [NewEvent("call_refused", line[:500], client_id=culprit)]
+        if kind not in logged and len(logged) < _MAX_KINDS:
+            logged.add(kind)
+            text = f"refused {client_id or 'a caller without a name'}: {error}"
+            events = [NewEvent("call_refused", text[:500], client_id=culprit)]
         if known:
             await write(store.count_refusal, client_id, events=events)
         elif events:

@@ -7,10 +7,10 @@ their updates (`store_tasks`). Writing is for one thread, reading for any.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from coppice.domain import BlobRef, Metrics, RunSpec, TaskKind
 from coppice.errors import StoreUnusable
@@ -29,6 +29,10 @@ _COUNT = (
     update(tables.updates)
     .where(tables.updates.c.task_id == bindparam("of_task"))
     .values(counted=True)
+)
+_CLOSE_ROUND = update(tables.tasks).where(of_round(tables.tasks)).values(closed=True)
+_CLOSE_RUN = (
+    update(tables.tasks).where(tables.tasks.c.run_id == bindparam("of_run")).values(closed=True)
 )
 
 
@@ -212,7 +216,7 @@ class Store(StoreTasks):
             opened = self._round(connection, run_id, run.round_number + 1)
             if opened is not None:
                 self._fail_round(connection, run_id, opened.round_number, now)
-            _close_all(connection, tables.tasks.c.run_id == run_id)
+            connection.execute(_CLOSE_RUN, {"of_run": run_id})
             _set_run(connection, run_id, state=state, reason=reason, ended_at=now)
             self._append(connection, events, now)
 
@@ -228,7 +232,7 @@ class Store(StoreTasks):
         self, connection: Connection, run_id: int, round_number: int, now: float
     ) -> None:
         state = self._run(connection, run_id).state_blob
-        _close_all(connection, of_round(tables.tasks), the_round(run_id, round_number))
+        connection.execute(_CLOSE_ROUND, the_round(run_id, round_number))
         set_round(
             connection,
             run_id,
@@ -249,9 +253,3 @@ def _state(blob: BlobRef | None) -> dict[str, Any]:
 
 def _set_run(connection: Connection, run_id: int, **values: Any) -> None:
     connection.execute(_SET_RUN, {"of_run": run_id} | values)
-
-
-def _close_all(
-    connection: Connection, here: ColumnElement[bool], values: Mapping[str, int] | None = None
-) -> None:
-    connection.execute(update(tables.tasks).where(here).values(closed=True), values)

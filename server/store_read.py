@@ -59,6 +59,14 @@ class StoreReader:
         with self._database.read() as connection:
             return self._run(connection, run_id)
 
+    def run_of_key(self, key: str) -> RunRecord | None:
+        """The run that a `RunRecord.key` names; None when it is another store's."""
+        try:
+            record = self.run(int(key.partition("-")[0]))
+        except UnknownRun:
+            return None
+        return record if record.key == key else None
+
     def runs(self) -> list[RunRecord]:
         """All runs, oldest first."""
         with self._database.read() as connection:

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,9 +73,9 @@ class ThreadedDevice:
     def printed(self) -> str:
         return self.out.getvalue()
 
-    def start(self, **changes: object) -> Future[int]:
+    def start(self, **changes: Any) -> Future[int]:
         """Live; `changes` are to the plan."""
-        self.plan = replace(self.plan, **changes)  # type: ignore[arg-type]
+        self.plan = replace(self.plan, **changes)
         self._life = self._pool.submit(self._live)
         return self._life
 

@@ -150,7 +150,9 @@ def test_lost_connection_is_tried_for_ever_with_one_line_for_both_ends(setup: Se
     assert [line.split()[0] for line in lines] == ["lost", "back"]
 
 
-def test_phase_says_reconnecting_and_then_what_it_was(setup: Setup, tmp_path: Path) -> None:
+def test_phase_says_reconnecting_and_then_what_it_was(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setup.link.meet(0.0)
     setup.connection.polls = [GONE]
     phases: list[str] = []
@@ -160,7 +162,7 @@ def test_phase_says_reconnecting_and_then_what_it_was(setup: Setup, tmp_path: Pa
         phases.append(setup.phase)
         wait(seconds)
 
-    setup.time.wait = wait_and_look  # type: ignore[method-assign]
+    monkeypatch.setattr(setup.time, "wait", wait_and_look)
     before = setup.phase
     setup.link.poll(pb.PollRequest())
     assert phases == ["reconnecting"]

@@ -21,6 +21,7 @@ from coppice.errors import (
 )
 from coppice.method import ClientHalf, Local, Task, Update
 from coppice.model_file import read_info
+from coppice.tensors import Payload
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.codec import blob_to_message
 from coppice.wire.payload import decode
@@ -254,6 +255,19 @@ def test_device_waits_for_the_next_run(server: FakeServer, device: ThreadedDevic
     assert server.wait_for("PollTask", 4).run_key == run_key(2)
 
 
+def test_private_state_of_a_run_goes_when_another_run_takes_its_place(
+    server: FakeServer, device: ThreadedDevice
+) -> None:
+    server.offer_run()
+    device.start()
+    server.wait_for("PollTask", 2)
+    private = device.folder.private / f"{run_key(1)}-fedavg"
+    private.mkdir(parents=True)
+    server.offer_run(run_id=2)
+    server.wait_for("PollTask", 3)
+    assert not private.exists()
+
+
 def test_data_that_do_not_fit_end_the_device_and_the_server_hears_why(
     server: FakeServer, device: ThreadedDevice, tmp_path: Path
 ) -> None:
@@ -287,9 +301,9 @@ def test_terms_are_answered_with_the_next_polls_until_there_is_a_task(
     server: FakeServer, device: ThreadedDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Choosing(Private):
-        def choose(self, terms: object, local: Local) -> dict[str, object]:
+        def choose(self, terms: Payload, local: Local) -> dict[str, object]:
             draw = int(torch.randint(1000, (), generator=local.generator))
-            return {"layers": list(terms), "draw": draw}  # type: ignore[call-overload]
+            return {"layers": list(terms), "draw": draw}
 
     monkeypatch.setattr("edge_client.ready.client_half", lambda spec: Choosing())
     ref = server.add_blob(model_payload())
