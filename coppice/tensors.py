@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
 from coppice.errors import InvalidPayload
+from coppice.sparse import Item, Mask, SparseTensor
 
 #: Tensors by name, in the order in which the model lists them.
 Tensors: TypeAlias = Mapping[str, Tensor]
 
-#: Groups of named tensors: what travels between server and device. It need not be a model.
-Payload: TypeAlias = Mapping[str, Tensors]
+#: Tensors by name, some of them perhaps sparse.
+Weights: TypeAlias = Mapping[str, Tensor | SparseTensor]
+
+#: Groups of named things: what travels between server and device. It need not be a model.
+Payload: TypeAlias = Mapping[str, Mapping[str, Item]]
 
 #: Element types that may travel, by the name under which they do.
 DTYPES: Mapping[str, torch.dtype] = {
@@ -30,6 +35,9 @@ DTYPES: Mapping[str, torch.dtype] = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
+
+#: The type of a bare mask in a spec.
+MASK = "mask"
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -46,19 +54,24 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What one tensor of a payload must be."""
+    """What one item of a payload must be.
+
+    Dense, unless `ones` is given: then a sparse tensor on the mask of that fingerprint or, without
+    a fingerprint, on any mask that has no more ones. A bare mask has the type "mask".
+    """
 
     shape: tuple[int, ...]
-    #: A key of DTYPES.
+    #: A key of DTYPES, or MASK.
     dtype: str
+    #: Ones of the mask; None for a dense tensor.
+    ones: int | None = None
+    #: Fingerprint of the mask that the values must be on; None where the mask comes with them.
+    mask: str | None = None
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the values, dense."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count * DTYPES[self.dtype].itemsize
+        """Bytes of the tensor's elements, dense."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 #: What a payload must be, to the last tensor: group → tensor name → spec.
@@ -66,27 +79,87 @@ PayloadSpec: TypeAlias = Mapping[str, Mapping[str, TensorSpec]]
 
 
 def spec_of(payload: Payload) -> PayloadSpec:
-    """What a payload is."""
+    """What a payload is: its sparse tensors on the masks that they are on."""
     return {
-        group: {
-            name: TensorSpec(tuple(tensor.shape), dtype_name(tensor.dtype))
-            for name, tensor in tensors.items()
-        }
-        for group, tensors in payload.items()
+        group: {name: _spec(item) for name, item in items.items()}
+        for group, items in payload.items()
     }
 
 
-def add(left: Tensors, right: Tensors, scale: float = 1.0) -> dict[str, Tensor]:
-    """`left + scale * right`, name by name, in the type of `left`."""
+def _spec(item: Item) -> TensorSpec:
+    if isinstance(item, Mask):
+        return TensorSpec(item.shape, MASK, item.count)
+    spec = TensorSpec(tuple(item.shape), dtype_name(item.dtype))
+    if isinstance(item, SparseTensor):
+        return replace(spec, ones=item.mask.count, mask=item.mask.fingerprint)
+    return spec
+
+
+def dense_group(payload: Payload, group: str) -> dict[str, Tensor]:
+    """A group of dense tensors, empty when it is not there; InvalidPayload when others are."""
+    tensors: dict[str, Tensor] = {}
+    for name, item in payload.get(group, {}).items():
+        if not isinstance(item, Tensor):
+            raise InvalidPayload(f"{group}/{name} is not a dense tensor")
+        tensors[name] = item
+    return tensors
+
+
+def weight_group(payload: Payload, group: str) -> dict[str, Tensor | SparseTensor]:
+    """A group of dense and sparse tensors, empty when it is not there; InvalidPayload likewise."""
+    weights: dict[str, Tensor | SparseTensor] = {}
+    for name, item in payload.get(group, {}).items():
+        if isinstance(item, Mask):
+            raise InvalidPayload(f"{group}/{name} is a mask, not a tensor")
+        weights[name] = item
+    return weights
+
+
+@overload
+def add(left: Tensors, right: Tensors, scale: float = 1.0) -> dict[str, Tensor]: ...
+
+
+@overload
+def add(left: Weights, right: Weights, scale: float = 1.0) -> dict[str, Tensor | SparseTensor]: ...
+
+
+def add(left: Weights, right: Weights, scale: float = 1.0) -> Any:
+    """`left + scale * right`, name by name, in the type of `left`; ValueError on unlike masks."""
+    return {name: _add(item, right[name], scale) for name, item in left.items()}
+
+
+def _add(left: Tensor | SparseTensor, right: Tensor | SparseTensor, scale: float) -> Any:
+    if isinstance(left, SparseTensor):
+        if not isinstance(right, SparseTensor) or left.mask != right.mask:
+            raise ValueError("tensors on different masks cannot be added")
+        return SparseTensor(left.mask, _add(left.values, right.values, scale))
+    assert isinstance(right, Tensor)
+    return torch.add(left, right.to(left.dtype), alpha=scale)
+
+
+def subtract(left: Tensors, right: Weights) -> dict[str, Tensor | SparseTensor]:
+    """`left - right`, name by name; where `right` is sparse, on its mask only."""
+    return {name: _subtract(tensor, right[name]) for name, tensor in left.items()}
+
+
+def _subtract(left: Tensor, right: Tensor | SparseTensor) -> Tensor | SparseTensor:
+    if isinstance(right, SparseTensor):
+        kept = SparseTensor.take(left, right.mask)
+        return SparseTensor(right.mask, kept.values - right.values)
+    return left - right
+
+
+def dense_tensors(weights: Weights) -> dict[str, Tensor]:
+    """All tensors dense, zeros where a mask has none."""
     return {
-        name: torch.add(tensor, right[name].to(tensor.dtype), alpha=scale)
-        for name, tensor in left.items()
+        name: item.dense() if isinstance(item, SparseTensor) else item
+        for name, item in weights.items()
     }
 
 
-def subtract(left: Tensors, right: Tensors) -> dict[str, Tensor]:
-    """`left - right`, name by name."""
-    return {name: tensor - right[name] for name, tensor in left.items()}
+def masks_of(weights: Weights) -> dict[str, Mask]:
+    """The masks of the sparse tensors."""
+    return {name: item.mask for name, item in weights.items() if isinstance(item, SparseTensor)}
 
 
 # ---- a module's tensors ------------------------------------------------------------------------
@@ -114,8 +187,11 @@ def buffers_of(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def assign(model: nn.Module, tensors: Tensors) -> None:
-    """Copy values into all parameters and buffers; InvalidPayload when they are another model's."""
+def assign(model: nn.Module, tensors: Weights) -> None:
+    """Copy values into all parameters and buffers, zeros outside a mask.
+
+    InvalidPayload when they are another model's.
+    """
     own = parameters_of(model) | buffers_of(model)
     if unlike := own.keys() ^ tensors.keys():
         raise InvalidPayload(
@@ -129,4 +205,5 @@ def assign(model: nn.Module, tensors: Tensors) -> None:
                 f"this model needs {tensor.dtype} {list(tensor.shape)}"
             )
     for name, tensor in own.items():
-        tensor.copy_(tensors[name])
+        item = tensors[name]
+        tensor.copy_(item.dense() if isinstance(item, SparseTensor) else item)

@@ -7,16 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from coppice.errors import InvalidPayload
+from coppice.sparse import Mask, SparseTensor
 from coppice.tensors import (
     DTYPES,
+    MASK,
+    Payload,
     TensorSpec,
+    Weights,
     add,
     assign,
     buffers_of,
+    dense_group,
+    dense_tensors,
     dtype_name,
+    masks_of,
     parameters_of,
     spec_of,
     subtract,
+    weight_group,
 )
 
 
@@ -115,7 +123,7 @@ def test_tensors_of_another_model_change_nothing(
 def test_adding_what_was_subtracted_gives_it_back() -> None:
     left = {"a": torch.tensor([1.5, -2.0]), "b": torch.tensor(0.25)}
     right = {"b": torch.tensor(1.0), "a": torch.tensor([0.5, 4.0])}
-    difference = subtract(left, right)
+    difference = dense_tensors(subtract(left, right))
     assert list(difference) == ["a", "b"]
     assert difference["a"].tolist() == [1.0, -6.0]
     back = add(right, difference)
@@ -129,6 +137,89 @@ def test_adding_scales_the_right_side_and_keeps_the_lefts_type() -> None:
     assert summed["a"].dtype == torch.float16
     assert summed["a"].tolist() == [2.0, 4.0]
     assert left["a"].tolist() == [1.0, 2.0]
+
+
+# ---- sparse ------------------------------------------------------------------------------------
+
+
+def on(*kept: int, values: list[float], dtype: torch.dtype = torch.float32) -> SparseTensor:
+    """A tensor of four entries with these values at the kept places."""
+    bits = torch.zeros(4, dtype=torch.bool)
+    bits[list(kept)] = True
+    return SparseTensor(Mask.of(bits), torch.tensor(values, dtype=dtype))
+
+
+def test_what_is_subtracted_from_decides_nothing_outside_the_mask() -> None:
+    left = {"w": torch.tensor([1.0, 2.0, 3.0, 4.0]), "b": torch.tensor(3.0)}
+    found = subtract(left, {"w": on(1, 3, values=[0.5, 4.0]), "b": torch.tensor(1.0)})
+    sparse = found["w"]
+    assert isinstance(sparse, SparseTensor)
+    assert sparse.mask == on(1, 3, values=[0.0, 0.0]).mask
+    # A difference of 0 is one all the same.
+    assert sparse.values.tolist() == [1.5, 0.0]
+    assert found["b"] == torch.tensor(2.0)
+
+
+def test_adding_on_a_mask_adds_the_values_in_the_lefts_type() -> None:
+    left = {"w": on(0, 2, values=[1.0, 2.0], dtype=torch.float16)}
+    summed = add(left, {"w": on(0, 2, values=[2.0, 4.0], dtype=torch.float64)}, 0.5)["w"]
+    assert isinstance(summed, SparseTensor)
+    assert summed.mask == left["w"].mask
+    assert summed.dtype == torch.float16
+    assert summed.values.tolist() == [2.0, 4.0]
+    assert left["w"].values.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("right", [on(0, 1, values=[1.0, 1.0]), on(0, values=[1.0]), torch.ones(4)])
+def test_adding_on_different_masks_is_refused(right: Tensor | SparseTensor) -> None:
+    with pytest.raises(ValueError, match="different masks cannot be added"):
+        add({"w": on(0, 2, values=[1.0, 1.0])}, {"w": right})
+
+
+def test_a_group_is_dense_or_it_is_refused() -> None:
+    sparse, tensor = on(0, values=[1.0]), torch.ones(2)
+    payload: Payload = {"dense": {"t": tensor}, "sparse": {"t": tensor, "s": sparse}}
+    assert dense_group(payload, "dense") == {"t": tensor}
+    assert dense_group(payload, "none") == {}
+    assert weight_group(payload, "sparse") == {"t": tensor, "s": sparse}
+    assert weight_group(payload, "none") == {}
+    with pytest.raises(InvalidPayload, match="sparse/s is not a dense tensor"):
+        dense_group(payload, "sparse")
+    masks: Payload = {"m": {"x": sparse.mask}}
+    with pytest.raises(InvalidPayload, match="m/x is not a dense tensor"):
+        dense_group(masks, "m")
+    with pytest.raises(InvalidPayload, match="m/x is a mask, not a tensor"):
+        weight_group(masks, "m")
+
+
+def test_masks_and_dense_tensors_of_weights() -> None:
+    sparse, tensor = on(1, 2, values=[5.0, 0.0]), torch.ones(2)
+    weights: Weights = {"s": sparse, "t": tensor}
+    assert masks_of(weights) == {"s": sparse.mask}
+    dense = dense_tensors(weights)
+    assert dense["s"].tolist() == [0.0, 5.0, 0.0, 0.0]
+    assert dense["t"] is tensor
+
+
+def test_the_spec_of_a_sparse_tensor_names_its_mask() -> None:
+    sparse = on(1, 2, values=[5.0, 0.0], dtype=torch.float16)
+    assert spec_of({"g": {"s": sparse, "m": sparse.mask}}) == {
+        "g": {
+            "s": TensorSpec((4,), "float16", 2, sparse.mask.fingerprint),
+            "m": TensorSpec((4,), MASK, 2),
+        }
+    }
+
+
+def test_a_sparse_tensor_is_assigned_with_zeros_outside_its_mask() -> None:
+    model = nn.Linear(2, 2, bias=False)
+    kept = Mask.of(torch.tensor([[False, True], [True, False]]))
+    assign(model, {"weight": SparseTensor(kept, torch.tensor([3.0, 4.0]))})
+    assert model.weight.tolist() == [[0.0, 3.0], [4.0, 0.0]]
+    other = SparseTensor(Mask.full((4,)), torch.ones(4))
+    with pytest.raises(InvalidPayload, match=r"weight is torch.float32 \[4\]; this model needs"):
+        assign(model, {"weight": other})
+    assert model.weight.tolist() == [[0.0, 3.0], [4.0, 0.0]]
 
 
 # ---- specs -------------------------------------------------------------------------------------
