@@ -2,256 +2,253 @@
 
 from __future__ import annotations
 
-import math
-import struct
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from coppice.domain import ValueType
 from coppice.errors import InvalidPayload
-from coppice.tensors import DTYPES, Payload, PayloadSpec, TensorSpec, dtype_name
+from coppice.sparse import Item, Mask, SparseTensor
+from coppice.tensors import MASK, Payload, PayloadSpec, dtype_name
+from coppice.wire import compression, mask_bits
+from coppice.wire.header import (
+    Encoding,
+    Entry,
+    Header,
+    encoded_size_bytes,
+    largest_size_bytes,
+    write_header,
+)
+from coppice.wire.header_reader import read_header
+from coppice.wire.values import (
+    check_values,
+    read_values,
+    values_bytes,
+    write_values,
+)
 
-MAGIC = b"COPP"
-VERSION = 1
-MAX_HEADER_BYTES = 16 * 2**20
-MAX_RANK = 8
-ALIGNMENT_BYTES = 8
-_DENSE = 0
+__all__ = ["check", "decode", "encode", "encoded_size_bytes", "largest_size_bytes"]
 
-#: What an entry takes beside its names and extents.
-_FIXED_ENTRY_BYTES = 1 + 2 + 3 + 8
+#: A payload may unfold to this, and to so many times its own bytes.
+UNFOLDED_BYTES = 64 * 2**20
+UNFOLDED_TIMES = 16
 
-_PREFIX = struct.Struct("<4sB3xII")
-_TYPE_CODES = {name: code for code, name in enumerate(DTYPES)}
-_TYPE_NAMES = {code: name for name, code in _TYPE_CODES.items()}
+#: What part of its data compression has to save.
+_WORTHWHILE = 0.02
+_COMPRESSION_AT = 5
+
+_Bits: TypeAlias = mask_bits.Bytes | None
 
 
-@dataclass(frozen=True)
-class _Entry:
-    group: str
-    name: str
-    spec: TensorSpec
-    #: Of the tensor's first byte in the payload.
-    offset: int
+# ---- writing -----------------------------------------------------------------------------------
 
 
-def encode(payload: Payload) -> bytearray:
-    """The bytes of a payload; equal payloads in equal order give equal bytes."""
-    header = bytearray()
-    count = size = 0
-    for group, tensors in payload.items():
-        for name, tensor in tensors.items():
-            header += _entry(group, name, tensor)
-            size += _padded(tensor.numel() * tensor.element_size())
-            count += 1
-    header += bytes(_padded(len(header)) - len(header))
-    if len(header) > MAX_HEADER_BYTES:
-        raise InvalidPayload(f"a payload's header may have {MAX_HEADER_BYTES} bytes at most")
-    start = _PREFIX.size + len(header)
-    data = bytearray(start + size)
-    data[: _PREFIX.size] = _PREFIX.pack(MAGIC, VERSION, len(header), count)
-    data[_PREFIX.size : start] = header
-    view = memoryview(data)
-    for tensors in payload.values():
-        for tensor in tensors.values():
-            length = tensor.numel() * tensor.element_size()
-            if length:
-                flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-                view[start : start + length] = flat.numpy().data
-            start += _padded(length)
-    return data
+def encode(
+    payload: Payload,
+    *,
+    known: Collection[str] = (),
+    coding: Mapping[str, ValueType] | None = None,
+    generator: torch.Generator | None = None,
+    compress: bool = False,
+) -> bytearray:
+    """The bytes of a payload; equal payloads in equal order, written alike, are equal bytes.
+
+    Args:
+        known: Fingerprints of masks that the receiver has: of sparse tensors on these, only the
+            values are written.
+        coding: How the values of a group's float32 tensors travel; as they are, if not named.
+        generator: Draws the rounding of int8.
+        compress: Whether to use zstd where that makes this payload's data shorter by 2 % or more.
+
+    Raises InvalidPayload, naming the tensor, for what cannot travel.
+    """
+    coding = coding or {}
+    if generator is None and "int8" in coding.values():
+        raise ValueError("to round to int8 takes a generator")
+    planned = [
+        _plan(group, name, item, known, coding.get(group, "float32"))
+        for group, items in payload.items()
+        for name, item in items.items()
+    ]
+    header = write_header(entry for entry, _, _ in planned)
+    data = bytearray(len(header) + sum(entry.padded for entry, _, _ in planned))
+    data[: len(header)] = header
+    start = len(header)
+    for entry, values, bits in planned:
+        end = start + entry.values_bytes
+        if values is not None and end > start:
+            raw = torch.frombuffer(data, dtype=torch.uint8, count=end - start, offset=start)
+            write_values(values, entry.travels, raw, generator, entry.label)
+        if bits is not None:
+            data[end : end + len(bits)] = bits.data
+        start += entry.padded
+    parsed = Header([entry for entry, _, _ in planned], len(header), compressed=False)
+    if parsed.unfolded_bytes > _unfoldable(len(data)):
+        raise InvalidPayload(f"the masks of this payload unfold to {parsed.unfolded_bytes} bytes")
+    return _compressed(data, parsed) if compress else data
+
+
+def _plan(
+    group: str, name: str, item: Item, known: Collection[str], travels: ValueType
+) -> tuple[Entry, Tensor | None, _Bits]:
+    """The entry of an item, its values and the bytes of its mask."""
+    mask = item if isinstance(item, Mask) else None
+    values = item if isinstance(item, Tensor) else None
+    if isinstance(item, SparseTensor):
+        mask, values = item.mask, item.values
+    dtype = MASK if values is None else dtype_name(values.dtype)
+    encoding: Encoding = "dense"
+    bits: _Bits = None
+    fingerprint = None
+    if mask is not None and values is not None and known and mask.fingerprint in known:
+        encoding, fingerprint = "values", mask.fingerprint
+    elif mask is not None and values is not None and mask.count == mask.size:
+        encoding = "full"
+    elif mask is not None:
+        bits = mask_bits.coordinates(mask)
+        encoding = "bitmap" if bits is None else "coordinates"
+        bits = mask.packed.numpy() if bits is None else bits
+    kind = travels if dtype == "float32" else dtype
+    count = 0 if values is None else values.numel()
+    length = 0 if values is None else values_bytes(dtype, kind, count)
+    length += 0 if bits is None else len(bits)
+    ones = None if mask is None else mask.count
+    shape = tuple(item.shape)
+    return Entry(group, name, shape, dtype, encoding, kind, ones, fingerprint, length), values, bits
+
+
+def _compressed(data: bytearray, header: Header) -> bytearray:
+    size = len(data) - header.start
+    with memoryview(data) as view:
+        frame = compression.compress(view[header.start :])
+    shorter = Header(header.entries, header.start, compressed=True)
+    if len(frame) > (1 - _WORTHWHILE) * size or shorter.unfolded_bytes > _unfoldable(
+        header.start + len(frame)
+    ):
+        return data
+    written = data[: header.start] + frame
+    written[_COMPRESSION_AT] = 1
+    return written
+
+
+# ---- reading -----------------------------------------------------------------------------------
 
 
 def decode(
-    data: bytearray | memoryview, expects: PayloadSpec | None = None
-) -> dict[str, dict[str, Tensor]]:
-    """The payload in `data`, which its tensors share memory with.
+    data: bytearray | memoryview,
+    expects: PayloadSpec | None = None,
+    known: Mapping[str, Mask] | None = None,
+) -> dict[str, dict[str, Item]]:
+    """The payload in `data`, which its tensors share memory with where they can.
 
-    With `expects`, the header must say exactly that and every value must be finite. Raises
-    InvalidPayload, whose message names the tensor.
+    With `expects`, the payload must be exactly that and every value must be finite. `known` are
+    the masks, by fingerprint, on which values may come alone. Raises InvalidPayload, whose message
+    names the tensor.
     """
-    entries = _read_header(memoryview(data), expects)
-    payload: dict[str, dict[str, Tensor]] = {}
-    for entry in entries:
-        tensor = _tensor(data, entry)
-        if expects is not None and not _all_finite(tensor):
-            raise InvalidPayload(f"{entry.group}/{entry.name} has values that are not finite")
-        payload.setdefault(entry.group, {})[entry.name] = tensor
+    payload: dict[str, dict[str, Item]] = {}
+    for entry, raw, bits in _parts(data, expects):
+        check_values(raw, entry.dtype, entry.travels, expects is not None, entry.label)
+        item = _item(entry, raw, bits, known or {})
+        if isinstance(item, Mask):
+            _refuse_other(entry, item, _finds(entry, expects))
+        payload.setdefault(entry.group, {})[entry.name] = item
     return payload
 
 
-def encoded_size_bytes(spec: PayloadSpec) -> int:
-    """How many bytes a payload of this spec has."""
-    header = size = 0
-    for group, tensors in spec.items():
-        for name, tensor in tensors.items():
-            names = len(group.encode()) + len(name.encode())
-            header += _FIXED_ENTRY_BYTES + names + 4 * len(tensor.shape)
-            size += _padded(tensor.size_bytes)
-    return _PREFIX.size + _padded(header) + size
+def check(data: bytearray | memoryview, expects: PayloadSpec) -> None:
+    """Refuse, as InvalidPayload, what `decode` would, without the masks that values may be on.
+
+    Allocates next to nothing: only data in zstd, and a bare mask whose fingerprint is expected.
+    """
+    for entry, raw, bits in _parts(data, expects):
+        check_values(raw, entry.dtype, entry.travels, finite=True, label=entry.label)
+        ones, fingerprint = entry.ones or 0, _finds(entry, expects)
+        if fingerprint is not None:
+            _refuse_other(entry, _mask(entry, bits, {}), fingerprint)
+        elif entry.encoding == "bitmap":
+            mask_bits.check_bitmap(bits, entry.size, ones, entry.label)
+        elif entry.encoding == "coordinates":
+            mask_bits.check_coordinates(bits, entry.size, ones, entry.label)
 
 
-def _padded(length: int) -> int:
-    return -(-length // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-def _entry(group: str, name: str, tensor: Tensor) -> bytes:
-    group_bytes, name_bytes = group.encode(), name.encode()
-    if not 1 <= len(group_bytes) <= 255 or not 1 <= len(name_bytes) <= 1024:
-        raise InvalidPayload(f"{group}/{name}: names have 1 to 255 and 1 to 1024 bytes")
-    spec = TensorSpec(tuple(tensor.shape), dtype_name(tensor.dtype))
-    if not _is_possible(spec):
+def _parts(
+    data: bytearray | memoryview, expects: PayloadSpec | None
+) -> Iterator[tuple[Entry, Tensor, mask_bits.Bytes]]:
+    """The entries, each with the bytes of its values and of its mask."""
+    view = memoryview(data)
+    header = read_header(view, expects)
+    if header.unfolded_bytes > _unfoldable(len(view)):
         raise InvalidPayload(
-            f"{group}/{name} has shape {list(spec.shape)}; at most {MAX_RANK} extents below 2^32 "
-            "can travel"
+            f"{len(view)} bytes would unfold to {header.unfolded_bytes}; at most "
+            f"{_unfoldable(len(view))} are allowed"
         )
-    return b"".join(
-        (
-            struct.pack("<B", len(group_bytes)),
-            group_bytes,
-            struct.pack("<H", len(name_bytes)),
-            name_bytes,
-            struct.pack("<BBB", _TYPE_CODES[spec.dtype], _DENSE, len(spec.shape)),
-            struct.pack(f"<{len(spec.shape)}I", *spec.shape),
-            struct.pack("<Q", spec.size_bytes),
-        )
-    )
-
-
-def _is_possible(spec: TensorSpec) -> bool:
-    # Of a tensor without values, torch still multiplies the other extents, in 63 bits.
-    span = math.prod(max(extent, 1) for extent in spec.shape) * DTYPES[spec.dtype].itemsize
-    return len(spec.shape) <= MAX_RANK and max(spec.shape, default=0) < 2**32 and span < 2**63
-
-
-class _Reader:
-    """Takes fields off the header; never past its end."""
-
-    def __init__(self, header: memoryview) -> None:
-        self._header = header
-        self._at = 0
-
-    def take(self, length: int) -> bytes:
-        end = self._at + length
-        if end > len(self._header):
-            raise InvalidPayload("the header ends in the middle of an entry")
-        field = bytes(self._header[self._at : end])
-        self._at = end
-        return field
-
-    def number(self, length: int) -> int:
-        return int.from_bytes(self.take(length), "little")
-
-    def text(self, length: int) -> str:
-        if length == 0:
-            raise InvalidPayload("an entry has an empty name")
-        try:
-            return self.take(length).decode()
-        except UnicodeDecodeError:
-            raise InvalidPayload("a name is not UTF-8") from None
-
-    def rest(self) -> bytes:
-        return bytes(self._header[self._at :])
-
-
-def _read_header(data: memoryview, expects: PayloadSpec | None) -> list[_Entry]:
-    if len(data) < _PREFIX.size:
-        raise InvalidPayload(f"{len(data)} bytes are too few for a payload")
-    magic, version, length, count = _PREFIX.unpack_from(data)
-    if magic != MAGIC or bytes(data[5:8]) != bytes(3):
-        raise InvalidPayload("these bytes are not a payload")
-    if version != VERSION:
-        raise InvalidPayload(f"payload format {version} is unknown; this program reads {VERSION}")
-    start = _PREFIX.size + length
-    if length > MAX_HEADER_BYTES or start > len(data) or start % ALIGNMENT_BYTES:
-        raise InvalidPayload("the header's length is wrong")
-    reader = _Reader(data[_PREFIX.size : start])
-    entries: list[_Entry] = []
-    seen: dict[str, set[str]] = {}
-    offset = start
-    for _ in range(count):
-        entry = _read_entry(reader, offset)
-        if expects is not None:
-            # At once: of a header that goes on and on, nothing is kept that nobody asked for.
-            _compare(entry, expects)
-        names = seen.setdefault(entry.group, set())
-        if entry.name in names:
-            raise InvalidPayload(f"{entry.group}/{entry.name} is there twice")
-        if names and entry.group != entries[-1].group:
-            raise InvalidPayload(f"the entries of group {entry.group} do not stand together")
-        names.add(entry.name)
-        entries.append(entry)
-        offset += _padded(entry.spec.size_bytes)
-    rest = reader.rest()
-    if len(rest) >= ALIGNMENT_BYTES or any(rest):
-        raise InvalidPayload("the header has bytes that belong to no entry")
-    if offset != len(data):
-        raise InvalidPayload(f"the payload has {len(data)} bytes where its header says {offset}")
-    for entry in entries:
-        end = entry.offset + entry.spec.size_bytes
-        if any(data[end : entry.offset + _padded(entry.spec.size_bytes)]):
-            raise InvalidPayload(f"{entry.group}/{entry.name} is padded with bytes that are not 0")
-    if expects is not None:
-        _refuse_missing(seen, expects)
-    return entries
-
-
-def _read_entry(reader: _Reader, offset: int) -> _Entry:
-    group = reader.text(reader.number(1))
-    name = reader.text(reader.number(2))
-    type_code, encoding, rank = reader.take(3)
-    if type_code not in _TYPE_NAMES or encoding != _DENSE or rank > MAX_RANK:
-        raise InvalidPayload(f"{group}/{name} has an unknown type, encoding or rank")
-    shape = tuple(reader.number(4) for _ in range(rank))
-    spec = TensorSpec(shape, _TYPE_NAMES[type_code])
-    if not _is_possible(spec):
-        raise InvalidPayload(f"{group}/{name} has a shape that no tensor can have: {list(shape)}")
-    size = reader.number(8)
-    if size != spec.size_bytes:
-        raise InvalidPayload(f"{group}/{name} has {size} bytes; its shape needs {spec.size_bytes}")
-    return _Entry(group, name, spec, offset)
-
-
-def _compare(entry: _Entry, expects: PayloadSpec) -> None:
-    spec = expects.get(entry.group, {}).get(entry.name)
-    if spec is None:
-        raise InvalidPayload(f"{entry.group}/{entry.name} was not asked for")
-    if entry.spec != spec:
+    start = header.start
+    if header.compressed:
+        view = compression.decompress(view[start:], header.data_bytes)
+        start = 0
+    if len(view) != start + header.data_bytes:
         raise InvalidPayload(
-            f"{entry.group}/{entry.name} is {entry.spec.dtype} {list(entry.spec.shape)}; "
-            f"the task expects {spec.dtype} {list(spec.shape)}"
+            f"the payload has {len(view)} bytes where its header says {start + header.data_bytes}"
         )
+    ends = []
+    for entry in header.entries:
+        if any(view[start + entry.length : start + entry.padded]):
+            raise InvalidPayload(f"{entry.label} is padded with bytes that are not 0")
+        ends.append(start := start + entry.padded)
+    for entry, end in zip(header.entries, ends, strict=True):
+        at = end - entry.padded
+        middle = at + entry.values_bytes
+        raw = torch.empty(0, dtype=torch.uint8)
+        if middle > at:
+            raw = torch.frombuffer(view, dtype=torch.uint8, count=middle - at, offset=at)
+        yield entry, raw, np.frombuffer(view[middle : at + entry.length], np.uint8)
 
 
-def _refuse_missing(seen: Mapping[str, Set[str]], expects: PayloadSpec) -> None:
-    missing = [
-        f"{group}/{name}"
-        for group, names in expects.items()
-        for name in names
-        if name not in seen.get(group, ())
-    ]
-    if missing:
-        raise InvalidPayload(f"{missing[0]} is missing ({len(missing)} in all)")
+def _unfoldable(size: int) -> int:
+    return UNFOLDED_BYTES + UNFOLDED_TIMES * size
 
 
-def _tensor(data: bytearray | memoryview, entry: _Entry) -> Tensor:
-    dtype = DTYPES[entry.spec.dtype]
-    count = entry.spec.size_bytes // dtype.itemsize
-    if count == 0:
-        return torch.empty(entry.spec.shape, dtype=dtype)
-    raw = torch.frombuffer(
-        data, dtype=torch.uint8, count=entry.spec.size_bytes, offset=entry.offset
-    )
-    if dtype is torch.bool and int(raw.max()) > 1:
-        raise InvalidPayload(f"{entry.group}/{entry.name} has a bool that is neither 0 nor 1")
-    return raw.view(dtype).reshape(entry.spec.shape)
+def _finds(entry: Entry, expects: PayloadSpec | None) -> str | None:
+    """The fingerprint that an item's own mask must have, where one is asked for."""
+    if expects is None or entry.dtype != MASK:
+        return None
+    return expects[entry.group][entry.name].mask
 
 
-def _all_finite(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return True
-    # One pass and no second array: the extremes of values with a NaN are NaN.
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+def _item(entry: Entry, raw: Tensor, bits: mask_bits.Bytes, known: Mapping[str, Mask]) -> Item:
+    if entry.dtype == MASK:
+        return _mask(entry, bits, known)
+    if entry.encoding == "dense":
+        return read_values(raw, entry.dtype, entry.travels).reshape(entry.shape)
+    mask = _mask(entry, bits, known)
+    return SparseTensor(mask, read_values(raw, entry.dtype, entry.travels))
+
+
+def _mask(entry: Entry, bits: mask_bits.Bytes, known: Mapping[str, Mask]) -> Mask:
+    ones = entry.ones or 0
+    if entry.encoding == "full":
+        return Mask.full(entry.shape)
+    if entry.fingerprint is not None:
+        mask = known.get(entry.fingerprint)
+        if mask is None:
+            raise InvalidPayload(f"{entry.label} is on mask {entry.fingerprint}, which is not here")
+        if mask.shape != entry.shape or mask.count != ones:
+            raise InvalidPayload(f"{entry.label} does not fit mask {entry.fingerprint}")
+        return mask
+    if entry.encoding == "coordinates":
+        packed = mask_bits.read_coordinates(bits, entry.size, ones, entry.label)
+    else:
+        mask_bits.check_bitmap(bits, entry.size, ones, entry.label)
+        # A mask is held for longer than the payload that it came in.
+        packed = bits.copy()
+    return Mask(entry.shape, torch.from_numpy(packed))
+
+
+def _refuse_other(entry: Entry, mask: Mask, fingerprint: str | None) -> None:
+    if fingerprint is not None and mask.fingerprint != fingerprint:
+        raise InvalidPayload(
+            f"{entry.label} is mask {mask.fingerprint}; the task expects {fingerprint}"
+        )

@@ -1,9 +1,19 @@
-"""Payload bytes built by hand, field by field, as proto/README.md says."""
+"""Payload bytes built by hand, field by field, as proto/README.md says; how tests read them."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import pytest
+import torch
+
+from coppice.errors import InvalidPayload
+from coppice.sparse import Item, Mask, SparseTensor
+from coppice.tensors import Payload
+from coppice.wire.payload import decode
 
 #: The element types' codes and sizes, copied from the page.
 CODES = {
@@ -19,6 +29,9 @@ CODES = {
     "bool": (9, 1),
 }
 
+MASK_CODE = 10
+DENSE, VALUES, BITMAP, COORDINATES, FULL = range(5)
+
 
 def padded(data: bytes) -> bytes:
     """Zero bytes up to a multiple of 8."""
@@ -31,9 +44,13 @@ def entry(
     code: int,
     shape: Sequence[int],
     size_bytes: int,
-    encoding: int = 0,
+    encoding: int = DENSE,
+    *,
+    travels: int | None = None,
+    ones: int | None = None,
+    fingerprint: bytes = b"",
 ) -> bytes:
-    """One entry of the header."""
+    """One entry of the header; the value type is the element type unless it is named."""
     group = group.encode() if isinstance(group, str) else group
     name = name.encode() if isinstance(name, str) else name
     return (
@@ -41,8 +58,10 @@ def entry(
         + group
         + struct.pack("<H", len(name))
         + name
-        + struct.pack("<BBB", code, encoding, len(shape))
+        + struct.pack("<BBBB", code, encoding, code if travels is None else travels, len(shape))
         + b"".join(struct.pack("<I", extent) for extent in shape)
+        + (b"" if ones is None else struct.pack("<Q", ones))
+        + fingerprint
         + struct.pack("<Q", size_bytes)
     )
 
@@ -52,8 +71,9 @@ def payload(
     data: Sequence[bytes] = (),
     *,
     magic: bytes = b"COPP",
-    version: int = 1,
-    zero: bytes = bytes(3),
+    version: int = 2,
+    compression: int = 0,
+    zero: bytes = bytes(2),
     count: int | None = None,
 ) -> bytearray:
     """A whole payload; `data` are the tensors' bytes, padded here."""
@@ -61,9 +81,59 @@ def payload(
     number = len(entries) if count is None else count
     return bytearray(
         magic
-        + struct.pack("<B", version)
+        + struct.pack("<BB", version, compression)
         + zero
         + struct.pack("<II", len(header), number)
         + header
         + b"".join(map(padded, data))
     )
+
+
+def mask_at(*positions: int, size: int) -> Mask:
+    """The mask with ones at these positions."""
+    kept = torch.zeros(size, dtype=torch.bool)
+    kept[list(positions)] = True
+    return Mask.of(kept)
+
+
+def random_mask(density: float, *shape: int, seed: int = 0) -> Mask:
+    """A mask each of whose entries is kept with the same probability."""
+    generator = torch.Generator().manual_seed(seed)
+    return Mask.of(torch.rand(shape, generator=generator) < density)
+
+
+def bits(item: Item) -> object:
+    """An item as something that is equal only when every bit is."""
+    if isinstance(item, Mask):
+        return item.shape, item.packed.numpy().tobytes()
+    if isinstance(item, SparseTensor):
+        return bits(item.mask), bits(item.values)
+    flat = item.detach().contiguous().reshape(-1)
+    raw = flat.view(torch.uint8).numpy().tobytes() if item.numel() else b""
+    return item.dtype, tuple(item.shape), raw
+
+
+def bits_of(groups: Payload) -> list[tuple[str, list[tuple[str, object]]]]:
+    """A payload likewise, in its order; groups without items do not travel."""
+    return [
+        (group, [(name, bits(item)) for name, item in items.items()])
+        for group, items in groups.items()
+        if items
+    ]
+
+
+def refuse(data: bytes | bytearray, match: str) -> None:
+    """The bytes are refused with a message like this."""
+    with pytest.raises(InvalidPayload, match=match):
+        decode(bytearray(data))
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most that Python and numpy allocated while it worked."""
+    tracemalloc.start()
+    try:
+        with suppress(InvalidPayload):
+            work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

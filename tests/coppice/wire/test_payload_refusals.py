@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import random
-import tracemalloc
-from collections.abc import Callable
-from contextlib import suppress
-
 import pytest
 import torch
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from coppice.errors import InvalidPayload
-from coppice.tensors import TensorSpec
+from coppice.tensors import TensorSpec, dense_group
 from coppice.wire.payload import decode, encode
-from tests.coppice.wire.payload_bytes import CODES, entry, payload
+from tests.coppice.wire.payload_bytes import CODES, entry, payload, peak_bytes, refuse
 
 F32 = CODES["float32"][0]
 BOOL = CODES["bool"][0]
@@ -25,13 +18,8 @@ ONE = entry("g", "n", F32, [1], 4)
 FOUR_BYTES = bytes(4)
 
 
-def refuse(data: bytes | bytearray, match: str) -> None:
-    with pytest.raises(InvalidPayload, match=match):
-        decode(bytearray(data))
-
-
 def test_the_payload_that_these_tests_break_is_whole() -> None:
-    assert decode(payload([ONE], [FOUR_BYTES]))["g"]["n"].tolist() == [0.0]
+    assert dense_group(decode(payload([ONE], [FOUR_BYTES])), "g")["n"].tolist() == [0.0]
 
 
 # ---- the prefix --------------------------------------------------------------------------------
@@ -47,14 +35,14 @@ def test_another_magic_is_refused(magic: bytes) -> None:
     refuse(payload([ONE], [FOUR_BYTES], magic=magic), "not a payload")
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
+@pytest.mark.parametrize("version", [0, 1, 3, 255])
 def test_another_version_is_refused(version: int) -> None:
     refuse(payload([ONE], [FOUR_BYTES], version=version), f"format {version} is unknown")
 
 
-@pytest.mark.parametrize("zero", [b"\1\0\0", b"\0\1\0", b"\0\0\1"])
+@pytest.mark.parametrize("zero", [b"\1\0", b"\0\1", b"\xff\xff"])
 def test_a_prefix_whose_zeros_are_not_zero_is_refused(zero: bytes) -> None:
-    refuse(payload([ONE], [FOUR_BYTES], zero=zero), "not a payload")
+    refuse(payload([ONE], [FOUR_BYTES], zero=zero), "compression is unknown")
 
 
 def with_header_length(length: int, data: bytearray) -> bytearray:
@@ -103,7 +91,7 @@ def test_fewer_tensors_than_entries_are_refused() -> None:
 
 @pytest.mark.parametrize("end", range(8, 64, 8))
 def test_a_header_that_ends_within_an_entry_is_refused(end: int) -> None:
-    whole = entry("g", "n" * 45, F32, [1], 4)
+    whole = entry("g", "n" * 44, F32, [1], 4)
     assert len(whole) == 64
     refuse(payload([whole[:end]], [FOUR_BYTES]), "ends in the middle of an entry")
 
@@ -135,12 +123,12 @@ def test_one_name_in_two_groups_is_no_problem() -> None:
     assert list(decode(data)) == ["g", "h"]
 
 
-@pytest.mark.parametrize("code", [10, 11, 128, 255])
+@pytest.mark.parametrize("code", [11, 12, 128, 255])
 def test_an_unknown_element_type_is_refused(code: int) -> None:
     refuse(payload([entry("g", "n", code, [1], 4)], [FOUR_BYTES]), "^g/n has an unknown type")
 
 
-@pytest.mark.parametrize("encoding", [1, 2, 255])
+@pytest.mark.parametrize("encoding", [5, 6, 255])
 def test_an_unknown_encoding_is_refused(encoding: int) -> None:
     refuse(payload([entry("g", "n", F32, [1], 4, encoding)], [FOUR_BYTES]), "type, encoding")
 
@@ -195,20 +183,9 @@ def test_a_shape_that_torch_cannot_count_is_refused(shape: list[int]) -> None:
 
 @pytest.mark.parametrize("shape", [[LARGEST, 0], [0, LARGEST], [2**30, 2**30, 0], [0] * 8])
 def test_a_large_shape_without_values_costs_nothing(shape: list[int]) -> None:
-    read = decode(payload([entry("g", "n", F32, shape, 0)]))["g"]["n"]
+    read = dense_group(decode(payload([entry("g", "n", F32, shape, 0)])), "g")["n"]
     assert list(read.shape) == shape
     assert read.untyped_storage().nbytes() == 0
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    """The most that Python allocated while it worked."""
-    tracemalloc.start()
-    try:
-        with suppress(InvalidPayload):
-            work()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -243,57 +220,5 @@ def test_decoding_copies_nothing() -> None:
     read: list[object] = []
     assert peak_bytes(lambda: read.append(decode(data))) < 200_000
     start = torch.frombuffer(data, dtype=torch.uint8).data_ptr()
-    for tensor in decode(data)["g"].values():
+    for tensor in dense_group(decode(data), "g").values():
         assert start <= tensor.data_ptr() < start + len(data)
-
-
-# ---- at random ---------------------------------------------------------------------------------
-
-
-def survives(data: bytes | bytearray) -> None:
-    """Whatever the bytes: a payload that has exactly these bytes, or InvalidPayload."""
-    expects = {"delta": {"w": TensorSpec((2, 3), "float32"), "b": TensorSpec((2,), "bool")}}
-    for wanted in (None, expects):
-        with suppress(InvalidPayload):
-            assert encode(decode(bytearray(data), wanted)) == data
-
-
-WHOLE = bytes(
-    encode(
-        {
-            "delta": {"w": torch.ones(2, 3), "b": torch.tensor([True, False])},
-            "n": {"count": torch.tensor(3), "none": torch.zeros(2, 0)},
-        }
-    )
-)
-
-
-@given(st.binary(max_size=300))
-@example(b"")
-def test_random_bytes_are_refused_or_read(data: bytes) -> None:
-    survives(data)
-    survives(WHOLE[:16] + data)
-    survives(WHOLE[:12] + b"\2\0\0\0" + data)
-
-
-@pytest.mark.parametrize("byte", range(len(WHOLE)))
-def test_every_flipped_bit_is_noticed_or_makes_another_payload(byte: int) -> None:
-    for bit in range(8):
-        data = bytearray(WHOLE)
-        data[byte] ^= 1 << bit
-        survives(data)
-    survives(WHOLE[:byte])
-    with pytest.raises(InvalidPayload):
-        decode(bytearray(WHOLE[:byte]))
-
-
-def test_many_changed_bytes_are_noticed_or_make_another_payload() -> None:
-    chance = random.Random(0)
-    for _ in range(5000):
-        data = bytearray(WHOLE)
-        for _ in range(chance.randrange(1, 5)):
-            data[chance.randrange(len(data))] = chance.choice([0, 1, 8, 127, 255])
-        if chance.random() < 0.3:
-            start = chance.randrange(len(data))
-            del data[start : start + chance.randrange(1, 9)]
-        survives(data)
