@@ -13,13 +13,16 @@ from typing import Annotated, Any, ClassVar, Literal, NewType
 from annotated_types import Ge, Gt, Le, Len, Lt
 
 #: Version of the protocol between server and device; the first call of a device carries it.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 #: A client's name, unique on one server; see `valid_name`.
 ClientId = NewType("ClientId", str)
 
 #: What is measured: name → value.
 Metrics = Mapping[str, float]
+
+#: Metric in which a device says how long it was at work on a task to train.
+WORK_SECONDS = "work_seconds"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -149,6 +152,24 @@ class MethodSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: How the values of a float32 tensor travel: as they are, rounded to 16 bits, or as 8-bit integers
+#: with a scale for each block, rounded at random.
+ValueType = Literal["float32", "float16", "bfloat16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireSpec(Section):
+    """How parameters travel to devices and their updates back (proto/README.md, "Payloads")."""
+
+    #: Of the parameters that devices receive.
+    down: ValueType = "float32"
+    #: Of the updates that they send. What another type than float32 loses of an update, the device
+    #: adds to its next one.
+    up: ValueType = "float32"
+    #: Whether a payload is compressed with zstd when that makes it smaller.
+    compress: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workload(Section):
     """The part of a run that travels to devices: what to train, on which reading of their data.
@@ -162,6 +183,7 @@ class Workload(Section):
     data: DataSpec | None = None
     app: AppSpec | None = None
     method: MethodSpec
+    wire: WireSpec = field(default_factory=WireSpec)
 
     def __post_init__(self) -> None:
         if not valid_name(self.name):
@@ -268,6 +290,7 @@ class RunSpec(Workload):
             data=self.data,
             app=self.app,
             method=self.method,
+            wire=self.wire,
         )
 
     def evaluation_due(self, round_number: int) -> bool:

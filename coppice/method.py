@@ -19,15 +19,32 @@ from torch import nn
 
 from coppice.app import App
 from coppice.data import Examples
-from coppice.domain import Capability, ClientId, MethodSpec, Metrics, Participant, TaskKind
+from coppice.domain import (
+    Capability,
+    ClientId,
+    MethodSpec,
+    Metrics,
+    Participant,
+    Section,
+    TaskKind,
+    WireSpec,
+    Workload,
+)
 from coppice.errors import RunFileError
-from coppice.tensors import Payload, PayloadSpec, Tensors
+from coppice.tensors import Payload, PayloadSpec, Weights
 from coppice.tree import from_plain
 
 State = TypeVar("State")
 
 #: A device's answer to terms: plain values by name.
 Choice = Mapping[str, Any]
+
+
+class MethodSettings(Section):
+    """Base of every method's `Settings`."""
+
+    def check_wire(self, wire: WireSpec) -> None:
+        """ValueError when the method cannot work with what the wire makes of its values."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +72,16 @@ class Update:
     #: Local steps done.
     steps: int = 0
     metrics: Metrics = field(default_factory=dict)
+    #: From the offer of the task to the stored answer, as the server saw it; None in a simulation.
+    seconds: float | None = None
 
 
 class Private(Protocol):
     """What a client keeps from round to round and never sends, versioned by task.
 
-    `stage` holds the next version beside the unsent update. It becomes the committed one when the
-    server's receipt is there, and is dropped when the update is refused or the task is run again.
+    There is one value of each type. `stage` holds its next version beside the unsent update. It
+    becomes the committed one when the server's receipt is there, and is dropped when the update is
+    refused or the task is run again.
     """
 
     def read(self, kind: type[State]) -> State | None:
@@ -102,10 +122,11 @@ class InitContext:
     """What the first state of a run is made from."""
 
     seed: int
-    #: A fresh model; the same seed gives the same one.
-    make_model: Callable[[], nn.Module]
+    #: A fresh model, drawn with the run's seed or the one that is given as `seed`; the same seed
+    #: gives the same one.
+    make_model: Callable[..., nn.Module]
     #: Parameters and buffers to start from instead of the model's own.
-    warm_start: Tensors | None = None
+    warm_start: Weights | None = None
 
 
 class ServerHalf(ABC, Generic[State]):
@@ -143,8 +164,12 @@ class ServerHalf(ABC, Generic[State]):
         Without a single update the state stays as it is.
         """
 
+    def reserved_for(self, state: State, round_number: int) -> ClientId | None:
+        """The one client that the round is for and waits for; None for a round of a cohort."""
+        return None
+
     @abstractmethod
-    def models(self, state: State) -> Mapping[str, Tensors]:
+    def models(self, state: State) -> Mapping[str, Weights]:
         """The models in a state by name, "global" for the one; empty where there is none."""
 
 
@@ -164,7 +189,7 @@ class ClientHalf(ABC):
         """Evaluate what a task brings on `local.held_out`."""
 
     @abstractmethod
-    def model(self, task: Task, local: Local) -> Tensors | None:
+    def model(self, task: Task, local: Local) -> Weights | None:
         """The parameters and buffers that this device would use on its own; None without any."""
 
 
@@ -182,6 +207,15 @@ def settings_type(name: str) -> type[Any]:
         )
     settings: type[Any] = importlib.import_module(f"coppice.methods.{name}.settings").Settings
     return settings
+
+
+def check_wire(workload: Workload) -> None:
+    """RunFileError when the method cannot work with what the run's wire makes of its values."""
+    settings = from_plain(settings_type(workload.method.name), dict(workload.method.settings))
+    try:
+        settings.check_wire(workload.wire)
+    except ValueError as error:
+        raise RunFileError(f"method: {error}") from None
 
 
 def server_half(spec: MethodSpec) -> ServerHalf[Any]:

@@ -6,9 +6,12 @@ and sympy, some 70 MiB of resident memory that a small device does not have.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +21,13 @@ from coppice.data import Examples
 from coppice.domain import Metrics
 from coppice.errors import DataError
 from coppice.method import Local
+from coppice.sparse import Mask
 
 EVALUATION_BATCH_SIZE = 256
+
+#: Sees the dense gradients, pruned weights' too, after each backward pass and before the step;
+#: the flag says whether the step is the last.
+Watch: TypeAlias = Callable[[nn.Module, bool], None]
 
 
 @dataclass(frozen=True)
@@ -46,13 +54,30 @@ class Trained:
     loss: float
 
 
-def train(model: nn.Module, local: Local, sgd: Sgd) -> Trained:
+def train(
+    model: nn.Module,
+    local: Local,
+    sgd: Sgd,
+    *,
+    masks: Mapping[str, Mask] | None = None,
+    batches: Iterable[Tensor] | None = None,
+    watch: Watch | None = None,
+) -> Trained:
     """Train the model in place on the local examples.
 
     Chance comes from `local.generator` only: the order of the examples, and what the model itself
     draws (dropout). Raises TaskAbandoned when the meter says so.
+
+    Args:
+        masks: By parameter name. What a mask leaves out must be zero, and stays exactly that.
+        batches: Indices of the examples of each step, instead of those that `sgd` says.
+        watch: Sees every step's gradients.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    named = [item for item in model.named_parameters() if item[1].requires_grad]
+    parameters = [parameter for _, parameter in named]
+    kept = {
+        name: mask.bits.numpy() for name, mask in (masks or {}).items() if mask.count < mask.size
+    }
     received = [parameter.detach().clone() for parameter in parameters] if sgd.proximal else []
     velocity = [torch.zeros_like(parameter) for parameter in parameters] if sgd.momentum else []
     total = torch.zeros((), dtype=torch.float64)
@@ -60,11 +85,21 @@ def train(model: nn.Module, local: Local, sgd: Sgd) -> Trained:
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_draw_seed(local.generator))
-        for indices in _batches(len(local.train), sgd, local.generator):
+        if batches is None:
+            batches = _batches(len(local.train), sgd, local.generator)
+        for indices, following in pairwise(chain(batches, [None])):
+            assert indices is not None
             inputs, targets = local.train.batch(indices)
             loss = local.app.loss(_outputs(model, inputs), targets)
             model.zero_grad(set_to_none=True)
             loss.backward()
+            if watch is not None:
+                watch(model, following is None)
+            for name, parameter in named:
+                if name in kept and parameter.grad is not None:
+                    gradient = parameter.grad.numpy()
+                    # A third of the time that torch takes with a bool tensor.
+                    np.multiply(gradient, kept[name], out=gradient)
             _descend(parameters, received, velocity, sgd)
             total += loss.detach().reshape(())
             steps += 1

@@ -223,6 +223,18 @@ def test_batch_norm_is_never_given_a_lone_last_example() -> None:
     assert buffers_of(model)["1.num_batches_tracked"].item() == 2
 
 
+def test_batches_that_are_given_are_those_that_are_taken() -> None:
+    app = Recording()
+    data = examples(10)
+    batches = [torch.tensor([3, 1]), torch.tensor([3, 1]), torch.tensor([9])]
+    meter = CountingMeter()
+    device = local(app, data, meter=meter)
+    trained = train(build_model(app, 0), device, settings(steps=1), batches=iter(batches))
+    assert trained.steps == meter.steps == 3
+    taken = [targets.tolist() for _, targets in app.batches]
+    assert taken == [data.targets[indices].tolist() for indices in batches]
+
+
 # ---- chance ------------------------------------------------------------------------------------
 
 

@@ -46,6 +46,11 @@ def linear() -> nn.Module:
     return nn.Linear(FEATURES, CLASSES)
 
 
+def two_layers() -> nn.Module:
+    """No gradient of it is ever exactly 0."""
+    return nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+
+
 def with_buffers() -> nn.Module:
     """Batch norm has float buffers and an integer one; dropout draws from torch's generator."""
     return nn.Sequential(

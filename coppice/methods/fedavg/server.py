@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from coppice.aggregation import Maximum, MeanMetrics, WeightedMean, split_floating
-from coppice.domain import ClientId, Metrics, Participant, TaskKind
+from coppice.domain import ClientId, Metrics, Participant
 from coppice.method import InitContext, ServerHalf, Task, Update
 from coppice.methods.fedavg.settings import Settings
-from coppice.tensors import Tensors, add, assign, buffers_of, parameters_of, spec_of
+from coppice.model_server import MeanUpdate, first_tensors, training_task
+from coppice.tensors import Tensors, add, dense_tensors
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,7 @@ class Server(ServerHalf[State]):
 
     def init(self, context: InitContext) -> State:
         """The model's own first parameters, or the warm start's."""
-        model = context.make_model()
-        if context.warm_start is not None:
-            assign(model, context.warm_start)
-        state = State(parameters_of(model), buffers_of(model))
+        state = State(*first_tensors(context))
         optimizer = self._settings.server_optimizer
         if optimizer != "none":
             state = replace(state, moment=_filled(state.parameters, 0.0))
@@ -53,36 +50,22 @@ class Server(ServerHalf[State]):
         self, state: State, cohort: Sequence[Participant], round_number: int
     ) -> Mapping[ClientId, Task]:
         """Everybody the same task."""
-        task = Task(
-            TaskKind.TRAIN,
-            round_number,
-            payload={"parameters": state.parameters, "buffers": state.buffers},
-            settings={"learning_rate": self._settings.learning_rate_in(round_number)},
-            expects=spec_of({"delta": state.parameters, "buffers": state.buffers}),
-        )
+        settings = {"learning_rate": self._settings.learning_rate_in(round_number)}
+        task = training_task(state.parameters, state.buffers, round_number, settings)
         return {participant.client_id: task for participant in cohort}
 
     def aggregate(
         self, state: State, updates: Iterable[Update], round_number: int
     ) -> tuple[State, Metrics]:
         """Mean delta by number of examples; float buffers likewise, integer buffers the maximum."""
-        deltas, buffers, integers, metrics = (
-            WeightedMean(),
-            WeightedMean(),
-            Maximum(),
-            MeanMetrics(),
-        )
+        mean = MeanUpdate()
         for update in updates:
-            deltas.add(update.payload.get("delta", {}), update.num_examples)
-            floating, rest = split_floating(update.payload.get("buffers", {}))
-            buffers.add(floating, update.num_examples)
-            integers.add(rest)
-            metrics.add(update.metrics, update.num_examples)
-        delta = deltas.value()
+            mean.add(update)
+        delta = dense_tensors(mean.delta())
         if not delta:
             return state, {}
-        merged = dict(state.buffers) | buffers.value() | integers.value()
-        return replace(self._step(state, delta), buffers=merged), metrics.value()
+        state = replace(state, buffers=mean.buffers(state.buffers))
+        return self._step(state, delta), mean.metrics()
 
     def models(self, state: State) -> Mapping[str, Tensors]:
         """The one global model."""

@@ -16,7 +16,7 @@ from coppice.errors import InvalidPayload, TaskAbandoned
 from coppice.method import Task
 from coppice.methods.fedavg.client import Client
 from coppice.methods.fedavg.settings import Settings
-from coppice.tensors import buffers_of, parameters_of
+from coppice.tensors import Payload, buffers_of, dense_group, parameters_of
 from coppice.training import Sgd, evaluate, train
 from tests.coppice.toys import CountingMeter, ToyApp, examples, linear, local, with_buffers
 
@@ -31,11 +31,11 @@ def task(app: ToyApp, seed: int = 7, **settings: Any) -> Task:
     return Task(TaskKind.TRAIN, 1, payload, {"learning_rate": 0.1} | settings)
 
 
-def copied(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def copied(payload: Payload) -> dict[str, Tensor]:
     return {
         f"{group}/{name}": tensor.clone()
-        for group, tensors in groups.items()
-        for name, tensor in tensors.items()
+        for group in payload
+        for name, tensor in dense_group(payload, group).items()
     }
 
 
@@ -57,11 +57,11 @@ def test_the_update_is_what_training_changed(make_model: Callable[[], nn.Module]
     sgd = Sgd(learning_rate=0.05, steps=3, epochs=None, batch_size=4, **settings)
     trained = train(model, local(app, examples(10), seed=1), sgd)
     delta = {
-        name: tensor - work.payload["parameters"][name]
+        name: tensor - dense_group(work.payload, "parameters")[name]
         for name, tensor in parameters_of(model).items()
     }
-    assert_same(update.payload["delta"], delta)
-    assert_same(update.payload["buffers"], buffers_of(model))
+    assert_same(dense_group(update.payload, "delta"), delta)
+    assert_same(dense_group(update.payload, "buffers"), buffers_of(model))
     assert (update.client_id, update.num_examples, update.steps) == ("toy", 10, 3)
     assert update.metrics == {"loss": trained.loss}
 
@@ -77,8 +77,9 @@ def test_nothing_to_do_sends_no_change_and_no_loss() -> None:
     for count, steps in ((10, 0), (0, 5)):
         work = task(app)
         update = client(local_steps=steps).run(work, local(app, examples(count)))
-        assert all(not tensor.any() for tensor in update.payload["delta"].values())
-        assert_same(update.payload["buffers"], work.payload["buffers"])
+        assert not any(tensor.any() for tensor in dense_group(update.payload, "delta").values())
+        buffers = dense_group(update.payload, "buffers")
+        assert_same(buffers, dense_group(work.payload, "buffers"))
         assert (update.num_examples, update.steps, update.metrics) == (count, 0, {})
 
 
@@ -127,7 +128,7 @@ def test_a_model_with_whole_numbers_as_parameters_trains() -> None:
     app = ToyApp(Coded)
     update = client().run(task(app), local(app, examples(10)))
     assert list(update.payload["delta"]) == ["weight", "bias"]
-    assert update.payload["buffers"]["codes"].tolist() == [1, 2]
+    assert dense_group(update.payload, "buffers")["codes"].tolist() == [1, 2]
 
 
 def test_evaluation_is_of_the_held_out_examples_only() -> None:

@@ -17,7 +17,7 @@ from coppice.errors import InvalidPayload
 from coppice.method import InitContext, Update
 from coppice.methods.fedavg.server import Server, State
 from coppice.methods.fedavg.settings import Settings
-from coppice.tensors import TensorSpec
+from coppice.tensors import TensorSpec, dense_group
 from tests.coppice.toys import CAPABILITY
 
 
@@ -190,8 +190,8 @@ def test_aggregating_changes_neither_state_nor_updates() -> None:
     def tensors() -> Iterator[Tensor]:
         for item in fields(state):
             yield from getattr(state, item.name).values()
-        for group in given.payload.values():
-            yield from group.values()
+        for group in given.payload:
+            yield from dense_group(given.payload, group).values()
 
     before = [tensor.clone() for tensor in tensors()]
     half.aggregate(state, [given, given], 1)
