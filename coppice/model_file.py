@@ -17,11 +17,15 @@ from coppice.app import build_model, make_app
 from coppice.domain import Workload
 from coppice.errors import InvalidPayload, UnreadableData
 from coppice.files import write_file
-from coppice.tensors import Tensors, assign
+from coppice.sparse import Mask, SparseTensor
+from coppice.tensors import Weights, assign, dense_tensors, masks_of
 from coppice.tree import from_plain, to_plain
 
 #: Key of the file's metadata that holds a ModelInfo.
 _KEY = "coppice"
+
+#: Follows the name of a tensor in the name of its mask: uint8, packed as in `coppice.sparse.Mask`.
+_MASK = "#mask"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +40,17 @@ class ModelInfo:
     written_by: str
 
 
-def save_model(path: Path, tensors: Tensors, info: ModelInfo) -> None:
-    """Write parameters and buffers as a whole file or, on DiskFull or StoreUnusable, not at all."""
+def save_model(path: Path, weights: Weights, info: ModelInfo) -> None:
+    """Write parameters and buffers as a whole file or, on DiskFull or StoreUnusable, not at all.
+
+    Sparse tensors are written dense, for any program to read, and their masks beside them.
+    """
     # safetensors refuses tensors that share memory.
-    copies = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    copies = {
+        name: tensor.detach().contiguous().clone()
+        for name, tensor in dense_tensors(weights).items()
+    }
+    copies |= {name + _MASK: mask.packed for name, mask in masks_of(weights).items()}
     data = to_bytes(copies, metadata={_KEY: json.dumps(to_plain(info))})
     write_file(path, data, remedy="choose another path")
 
@@ -56,11 +67,25 @@ def read_info(path: Path) -> ModelInfo:
         raise _wrong(path, str(error)) from None
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of any safetensors file by name; UnreadableData when it is none."""
+def load_weights(path: Path) -> dict[str, Tensor | SparseTensor]:
+    """The tensors of any safetensors file by name, sparse those that it has masks of.
+
+    Raises UnreadableData when it is none, or a mask does not fit.
+    """
     with _reading(path):
         tensors: dict[str, Tensor] = load_file(path)
-        return tensors
+    weights: dict[str, Tensor | SparseTensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(_MASK) and name.removesuffix(_MASK) in tensors:
+            continue
+        weights[name] = tensor
+        if name + _MASK in tensors:
+            try:
+                mask = Mask(tuple(tensor.shape), tensors[name + _MASK])
+            except ValueError as error:
+                raise _wrong(path, f"{name}: {error}") from None
+            weights[name] = SparseTensor.take(tensor, mask)
+    return weights
 
 
 def load_model(path: Path, app_path: Path | None = None) -> tuple[nn.Module, ModelInfo]:
@@ -71,7 +96,7 @@ def load_model(path: Path, app_path: Path | None = None) -> tuple[nn.Module, Mod
     info = read_info(path)
     model = build_model(make_app(info.workload, app_path), seed=0)
     try:
-        assign(model, load_tensors(path))
+        assign(model, load_weights(path))
     except InvalidPayload as error:
         raise _wrong(path, str(error)) from None
     return model.eval(), info

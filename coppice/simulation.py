@@ -7,7 +7,8 @@ end in the same parameters (docs/architecture.md, invariant 1).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,12 +34,14 @@ from coppice.method import (
     ServerHalf,
     Task,
     Update,
+    check_wire,
     client_half,
     server_half,
 )
-from coppice.tensors import Tensors, assign
+from coppice.tensors import Weights, assign
 from coppice.training import evaluate
 from coppice.wire import payload as wire
+from coppice.wire.exchange import EncodedTask, TaskEncoder, encode_update
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class SimulationResult:
     """What a run ended with."""
 
     state: Any
-    models: Mapping[str, Tensors]
+    models: Mapping[str, Weights]
     rounds: list[SimulatedRound]
 
 
@@ -66,21 +69,21 @@ class SimulationResult:
 class MemoryPrivate:
     """Private state of a simulated device; `commit` stands for the receipt."""
 
-    _committed: bytes | None = None
-    _staged: bytes | None = None
+    _committed: dict[type[Any], bytes] = field(default_factory=dict)
+    _staged: dict[type[Any], bytes] = field(default_factory=dict)
 
     def read(self, kind: type[Any]) -> Any:
         """The last committed version."""
-        return None if self._committed is None else tree.load(kind, self._committed)
+        return tree.load(kind, self._committed[kind]) if kind in self._committed else None
 
     def stage(self, value: object) -> None:
         """Hold the next version."""
-        self._staged = tree.save(value)
+        self._staged[type(value)] = tree.save(value)
 
     def commit(self) -> None:
         """The staged version is the committed one from now on."""
-        if self._staged is not None:
-            self._committed, self._staged = self._staged, None
+        self._committed |= self._staged
+        self._staged = {}
 
 
 class _Unmetered:
@@ -97,6 +100,15 @@ class _Device:
     train: Examples
     held_out: Examples
     private: MemoryPrivate = field(default_factory=MemoryPrivate)
+    #: The masks that it holds, as they were sent.
+    masks: bytearray | None = None
+
+    def take_masks(self, masks: bytearray | None) -> int:
+        """Hold these masks. Returns the bytes that had to be sent for it."""
+        if masks is None or self.masks is masks:
+            return 0
+        self.masks = masks
+        return len(masks)
 
     def local(self, seed: int, round_number: int) -> Local:
         generator = torch.Generator()
@@ -127,17 +139,19 @@ class Simulation:
         clients: Mapping[ClientId, Examples],
         *,
         held_out: Examples | None = None,
-        warm_start: Tensors | None = None,
+        warm_start: Weights | None = None,
     ) -> None:
         """`clients` hold all their examples; each keeps a held-out part as a real device would.
 
         `held_out` is the server's evaluation set.
         """
+        check_wire(spec)
         self._spec = spec
         self._app = app
         self._held_out = held_out
         self._server: ServerHalf[Any] = server_half(spec.method)
         self._client: ClientHalf = client_half(spec.method)
+        self._encoder = TaskEncoder(spec.wire, spec.seed)
         self._devices = {
             client_id: _Device(
                 client_id,
@@ -147,11 +161,11 @@ class Simulation:
             for client_id, examples in clients.items()
         }
         self.state = self._server.init(
-            InitContext(spec.seed, lambda: build_model(app, spec.seed), warm_start)
+            InitContext(spec.seed, partial(build_model, app, seed=spec.seed), warm_start)
         )
 
     @property
-    def models(self) -> Mapping[str, Tensors]:
+    def models(self) -> Mapping[str, Weights]:
         """The models as they are now."""
         return self._server.models(self.state)
 
@@ -178,13 +192,16 @@ class Simulation:
         for name in plan:
             self._devices[name].private.commit()
         due = self._spec.evaluation_due(round_number)
-        evaluation = self._evaluate(cohort, round_number) if due else {}
+        evaluation = self._evaluate(cohort, len(plan), round_number) if due else {}
         return SimulatedRound(
             round_number, metrics, evaluation, traffic.bytes_down, traffic.bytes_up
         )
 
     def _cohort(self, round_number: int) -> list[Participant]:
         names = rank_clients(self._spec.seed, round_number, self._devices)
+        reserved_for = self._server.reserved_for(self.state, round_number)
+        if reserved_for is not None:
+            names = [reserved_for]
         terms = self._server.terms(self.state, round_number)
         offered = None if terms is None else wire.encode(terms)
         return [
@@ -204,41 +221,40 @@ class Simulation:
 
     def _updates(self, plan: Mapping[ClientId, Task], traffic: _Traffic) -> Iterator[Update]:
         """The updates in plan order, each through the codec both ways, one alive at a time."""
-        for name, task in plan.items():
-            down = wire.encode(task.payload)
-            received = Task(task.kind, task.round_number, wire.decode(down), task.settings)
-            local = self._devices[name].local(self._spec.seed, task.round_number)
-            update = self._client.run(received, local)
-            up = wire.encode(update.payload)
-            traffic.count(len(down), len(up))
-            yield Update(
-                name,
-                wire.decode(up, task.expects),
-                update.num_examples,
-                update.steps,
-                update.metrics,
+        spec = self._spec
+        encoded = self._encoder.encode(plan.values())
+        for (name, task), sent in zip(plan.items(), encoded, strict=True):
+            device = self._devices[name]
+            traffic.bytes_down += len(sent.payload) + device.take_masks(sent.masks)
+            local = device.local(spec.seed, task.round_number)
+            update = self._client.run(_received(task, sent), local)
+            up = encode_update(
+                update.payload, sent.known, spec.wire, device.private, local.generator
             )
+            traffic.bytes_up += len(up)
+            yield replace(update, payload=wire.decode(up, task.expects, sent.known))
 
-    def _evaluate(self, cohort: list[Participant], round_number: int) -> dict[str, Metrics]:
+    def _evaluate(
+        self, cohort: list[Participant], num_tasks: int, round_number: int
+    ) -> dict[str, Metrics]:
         found: dict[str, Metrics] = {}
         if self._held_out is not None and "global" in self.models:
             model = build_model(self._app, self._spec.seed)
             assign(model, self.models["global"])
             found["server"] = evaluate(model, self._app, self._held_out)
-        if self._spec.evaluation.on_clients:
+        # A round of fewer clients than a quorum is not judged by them, as on the server.
+        if self._spec.evaluation.on_clients and num_tasks >= self._spec.cohort.needed:
             found["clients"] = self._evaluate_on_clients(cohort, round_number)
         return found
 
     def _evaluate_on_clients(self, cohort: list[Participant], round_number: int) -> Metrics:
         mean = MeanMetrics()
-        for name, task in self._server.plan(self.state, cohort, round_number + 1).items():
+        plan = self._server.plan(self.state, cohort, round_number + 1)
+        for (name, task), sent in zip(
+            plan.items(), self._encoder.encode(plan.values()), strict=True
+        ):
             local = self._devices[name].local(self._spec.seed, round_number)
-            received = Task(
-                TaskKind.EVALUATE,
-                round_number,
-                wire.decode(wire.encode(task.payload)),
-                task.settings,
-            )
+            received = _received(replace(task, kind=TaskKind.EVALUATE), sent)
             mean.add(self._client.evaluate(received, local), weight=len(local.held_out))
         return mean.value()
 
@@ -252,11 +268,13 @@ class Simulation:
         return self._spec.evaluation.reaches(value, target)
 
 
+def _received(task: Task, sent: EncodedTask) -> Task:
+    """The task as it arrives; a copy, which the device may write into."""
+    payload = wire.decode(bytearray(sent.payload), known=sent.known)
+    return Task(task.kind, task.round_number, payload, task.settings)
+
+
 @dataclass
 class _Traffic:
     bytes_down: int = 0
     bytes_up: int = 0
-
-    def count(self, down: int, up: int) -> None:
-        self.bytes_down += down
-        self.bytes_up += up

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coppice.domain import WORK_SECONDS
 from edge_client.console import Console, size_text
 from edge_client.meter import Meter
 from edge_client.status import StatusFile
@@ -86,7 +87,8 @@ class Journal:
             done = f"evaluated on {update.num_examples} examples"
         parts = [
             done,
-            metrics_text(update.metrics),
+            # How long it worked is said by the steps.
+            metrics_text({k: v for k, v in update.metrics.items() if k != WORK_SECONDS}),
             f"down {size_text(moved[0])}, up {size_text(moved[1])}, {seconds:.1f} s",
             f"{size_text(meter.peak_resident_bytes)} of memory",
         ]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from coppice.domain import Capability, ClientId, TaskKind
+from coppice.domain import WORK_SECONDS, Capability, ClientId, TaskKind
 from coppice.errors import (
     InvalidMessage,
     RoundClosed,
@@ -26,7 +26,7 @@ from coppice.errors import (
 from coppice.method import Task
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.codec import blob_from_message, capability_to_message, task_from_offer
-from coppice.wire.payload import encode
+from coppice.wire.exchange import encode_update
 from edge_client.backoff import LONGEST_SECONDS, Backoff
 from edge_client.journal import Journal
 from edge_client.link import Link
@@ -159,10 +159,22 @@ class Device:
             local = ready.local(task.round_number, self._capability(), meter)
             self._models.hold(ready, task, local, {})
             self._journal.enter("training" if task.kind is TaskKind.TRAIN else "evaluating")
+            began = time.monotonic()
             update = ready.answer(task, local)
+            if task.kind is TaskKind.TRAIN:
+                worked = {WORK_SECONDS: time.monotonic() - began}
+                update = replace(update, metrics={**update.metrics, **worked})
             self._stop.check()
             self._journal.enter("pushing")
-            self._link.push(offer.task_id, update, encode(update.payload))
+            data = encode_update(
+                update.payload,
+                self._payloads.known,
+                ready.workload.wire,
+                ready.private,
+                local.generator,
+            )
+            ready.private.write()
+            self._link.push(offer.task_id, update, data)
         ready.private.promote()
         self._refusals.reset()
         if task.kind is TaskKind.EVALUATE:
@@ -172,7 +184,9 @@ class Device:
 
     def _fetch(self, offer: pb.TaskOffer) -> Task:
         self._journal.enter("fetching", offer.round_number)
-        return task_from_offer(offer, self._payloads.get(blob_from_message(offer.payload)))
+        masks = blob_from_message(offer.masks) if offer.HasField("masks") else None
+        payload = self._payloads.get(blob_from_message(offer.payload), masks)
+        return task_from_offer(offer, payload)
 
     def _end_run(self, over: pb.RunOver) -> None:
         """Keep the run's model; forget what only the run needed."""

@@ -52,3 +52,8 @@ class EndedRun:
 
 #: None when there is nothing yet.
 Answer = OpenRun | OpenTerms | TaskRecord | EndedRun | None
+
+
+def blobs_of(task: NewTask | TaskRecord) -> set[str]:
+    """Digests of the blobs that a task offers."""
+    return {ref.digest for ref in (task.payload, task.masks) if ref is not None}

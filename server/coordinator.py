@@ -19,7 +19,7 @@ from coppice.errors import (
     UpdateRefused,
 )
 from coppice.wire import coordination_pb2 as pb
-from server.answers import Answer, CheckIn, EndedRun, OpenRun
+from server.answers import Answer, CheckIn, EndedRun, OpenRun, blobs_of
 from server.bell import Bell
 from server.intake import take_update
 from server.keepsakes import Keepsakes
@@ -300,7 +300,7 @@ class Coordinator:
         offered = set()
         if self._driver is not None:
             if (task := self._driver.tasks.get(client_id)) is not None:
-                offered.add(task.payload.digest)
+                offered |= blobs_of(task)
             if self._driver.terms is not None:
                 offered.add(self._driver.terms.payload.digest)
         if digest not in offered and not self._keepsakes.offers(client_id, digest):

@@ -66,10 +66,11 @@ async def take_update(
             # Before a slow link has carried all of it.
             raise RoundClosed(f"round {task.round_number} is over; the update does not count")
     ref = blob_from_message(header.blob)
-    if ref.size_bytes != wire.encoded_size_bytes(task.expects):
+    largest = wire.largest_size_bytes(task.expects)
+    if ref.size_bytes > largest:
         raise UpdateRefused(
-            f"the update has {ref.size_bytes} bytes; task {task.task_id} expects "
-            f"{wire.encoded_size_bytes(task.expects)}: is the model the run's?"
+            f"the update has {ref.size_bytes} bytes; task {task.task_id} expects {largest} at "
+            "most: is the model the run's?"
         )
     if header.offset != 0:
         raise InvalidMessage(f"the update starts at byte {header.offset}; it must start at 0")
@@ -116,6 +117,6 @@ async def _receive(
 
 def _check(resources: Resources, task: TaskRecord, ref: BlobRef) -> None:
     try:
-        wire.decode(resources.blobs.read(ref.digest), task.expects)
+        wire.check(resources.blobs.read(ref.digest), task.expects)
     except InvalidPayload as error:
         raise UpdateRefused(str(error)) from None

@@ -9,6 +9,7 @@ from functools import partial
 
 from coppice.domain import BlobRef, ClientId, Participant, TaskKind
 from coppice.errors import DiskFull, StoreUnusable
+from server.answers import blobs_of
 from server.records import ClientRecord, NewTask, RunRecord
 from server.resources import Resources
 from server.run_work import RunWork
@@ -38,12 +39,12 @@ class Keepsakes:
     def offers(self, client_id: ClientId, digest: str) -> bool:
         """Whether the client was told to keep this blob."""
         task = self._tasks.get(client_id)
-        return task is not None and task.payload.digest == digest
+        return task is not None and digest in blobs_of(task)
 
     @property
     def digests(self) -> set[str]:
         """Blobs that must stay."""
-        return {task.payload.digest for task in self._tasks.values()}
+        return {digest for task in self._tasks.values() for digest in blobs_of(task)}
 
     async def _make(
         self, record: RunRecord, clients: Sequence[ClientRecord]

@@ -111,6 +111,8 @@ class NewTask:
     client_id: ClientId
     kind: TaskKind
     payload: BlobRef
+    #: The masks that the payload's sparse tensors are on; None when it has none.
+    masks: BlobRef | None
     settings: Mapping[str, Any]
     expects: PayloadSpec
 
@@ -127,6 +129,8 @@ class TaskRecord:
     #: Place in the plan, from 0; updates are folded in this order.
     position: int
     payload: BlobRef
+    #: The masks that the payload's sparse tensors are on; None when it has none.
+    masks: BlobRef | None
     settings: Mapping[str, Any]
     expects: PayloadSpec
     #: Digest of the state that the task was planned from.
@@ -146,6 +150,10 @@ class UpdateRecord:
     num_examples: int
     steps: int
     metrics: Metrics
+    #: The masks of its task.
+    masks: BlobRef | None
+    #: When its task was stored, and when it was.
+    offered_at: float
     received_at: float
     #: Whether it is part of a committed state. One update counts at most once.
     counted: bool

@@ -52,7 +52,7 @@ def _resume_tasks(
     reported = [task.client_id for task in tasks if task.client_id in answered]
     first = tasks[0]
     if first.closed and first.kind is TaskKind.TRAIN:
-        return machine.resume_closed(first.round_number, reported), {}
+        return machine.resume_closed(first.round_number, reported, len(tasks)), {}
     # The clock may have been set back meanwhile.
     seconds = min(first.deadline_at - now, machine.spec.cohort.deadline_seconds)
     return (

@@ -37,6 +37,8 @@ class RoundOpened:
     round_number: int
     #: Whether clients choose before they are planned: those that wait have to come again.
     has_terms: bool
+    #: The one client that the round is for; None for a round of a cohort.
+    reserved_for: ClientId | None = None
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,10 @@ class RoundMachine:
     #: The gathering has waited its full time for a cohort that the fleet is too small for; it
     #: does not do so again in every round.
     patience_spent: bool = False
+    #: The one client that the open round is for; None for a round of a cohort.
+    reserved_for: ClientId | None = None
+    #: Clients that the open round gave a task.
+    planned: int = 0
 
     # ---- beginnings ----
 
@@ -100,15 +104,18 @@ class RoundMachine:
             self.committed = round_number
         self.phase = self._answering
         self.awaited, self.reported = set(awaited), list(reported)
+        self.planned = len(self.awaited) + len(self.reported)
         return [
             SetDeadline(round_number, self.phase, max(seconds, 0.0)),
             *self._close_if_complete(),
         ]
 
-    def resume_closed(self, round_number: int, reported: Iterable[ClientId]) -> list[Instruction]:
-        """Go on with a round whose tasks were closed before the server stopped."""
+    def resume_closed(
+        self, round_number: int, reported: Iterable[ClientId], planned: int
+    ) -> list[Instruction]:
+        """Go on with a round whose tasks, so many, were closed before the server stopped."""
         self.round_number = round_number
-        self.reported = list(reported)
+        self.reported, self.planned = list(reported), planned
         return self._close()
 
     # ---- events ----
@@ -118,8 +125,8 @@ class RoundMachine:
         if self.phase is Phase.ENDED:
             return []
         match event:
-            case RoundOpened(round_number, has_terms) if self._is(Phase.OPENING, round_number):
-                return self._gather(has_terms)
+            case RoundOpened(round_number) if self._is(Phase.OPENING, round_number):
+                return self._gather(event)
             case ClientArrived(client_id):
                 self.known.add(client_id)
                 # One that still owes an answer came before the server remembered its task.
@@ -151,6 +158,8 @@ class RoundMachine:
     def waiting_for(self) -> str:
         """What the run waits for, in one sentence for people; empty when it is at work itself."""
         match self.phase:
+            case Phase.GATHERING if self.reserved_for is not None:
+                return f"{self.reserved_for}, the one client that the round is for"
             case Phase.GATHERING:
                 return f"clients: {len(self.present)} of {self.spec.cohort.size} are ready"
             case Phase.REPORTING | Phase.EVALUATING:
@@ -185,9 +194,10 @@ class RoundMachine:
         self.awaited, self.reported = set(), []
         return [OpenRound(self.round_number)]
 
-    def _gather(self, has_terms: bool) -> list[Instruction]:
+    def _gather(self, opened: RoundOpened) -> list[Instruction]:
         self.phase = Phase.GATHERING
-        if has_terms:
+        self.reserved_for = opened.reserved_for
+        if opened.has_terms:
             self.present.clear()
         return [
             SetDeadline(self.round_number, self.phase, self.spec.cohort.gather_seconds),
@@ -197,6 +207,9 @@ class RoundMachine:
     def _plan_if_gathered(self) -> list[Instruction]:
         if self.phase is not Phase.GATHERING:
             return []
+        if self.reserved_for is not None:
+            there = self.reserved_for in self.present
+            return self._plan(TaskKind.TRAIN, [self.reserved_for]) if there else []
         cohort = self.spec.cohort
         if len(self.known) >= cohort.size:
             self.patience_spent = False
@@ -214,6 +227,7 @@ class RoundMachine:
 
     def _await(self, clients: tuple[ClientId, ...]) -> list[Instruction]:
         self.awaited, self.reported = set(clients), []
+        self.planned = len(clients)
         self.present -= self.awaited
         self.phase = self._answering
         if not clients and self.phase is Phase.EVALUATING:
@@ -250,10 +264,12 @@ class RoundMachine:
         return []
 
     def _close(self) -> list[Instruction]:
-        if len(self.reported) >= self.spec.cohort.needed:
+        # A method may give fewer clients a task than a quorum has.
+        needed = min(self.spec.cohort.needed, self.planned)
+        if len(self.reported) >= needed:
             self.phase = Phase.AGGREGATING
             return [Aggregate(self.round_number)]
-        reason = f"{len(self.reported)} updates came, {self.spec.cohort.needed} are needed"
+        reason = f"{len(self.reported)} updates came, {needed} are needed"
         return [FailRound(self.round_number, reason), *self._next_round()]
 
     def _fold_evaluation(self) -> list[Instruction]:
@@ -262,7 +278,10 @@ class RoundMachine:
 
     def _after_commit(self) -> list[Instruction]:
         self.committed = self.round_number
-        due = self.spec.evaluation_due(self.round_number)
+        # What one client says of a model that it made alone is no judgement of the run's.
+        due = self.planned >= self.spec.cohort.needed and self.spec.evaluation_due(
+            self.round_number
+        )
         cohort = [client_id for client_id in self.reported if client_id in self.known]
         if due and self.spec.evaluation.on_clients and cohort:
             return self._plan(TaskKind.EVALUATE, cohort)
@@ -296,6 +315,8 @@ class RoundMachine:
         return []
 
     def _gathered_late(self) -> list[Instruction]:
+        if self.reserved_for is not None:
+            return [SetDeadline(self.round_number, self.phase, self.spec.cohort.gather_seconds)]
         self.patience_spent = True
         if len(self.present) >= self.spec.cohort.needed:
             order = ranked(self.spec, self.round_number, self.present)

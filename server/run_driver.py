@@ -208,10 +208,10 @@ class RunDriver:
 
     async def _open_round(self, round_number: int) -> None:
         await self._write(self._store.open_round, round_number)
-        work = partial(self._work.terms, round_number)
-        ref = await self._resources.threads.compute(work)
+        work = partial(self._work.opening, round_number)
+        ref, reserved_for = await self._resources.threads.compute(work)
         self.terms = None if ref is None else OpenTerms(round_number, ref)
-        self._events.put_nowait(RoundOpened(round_number, self.terms is not None))
+        self._events.put_nowait(RoundOpened(round_number, ref is not None, reserved_for))
         self._bell.ring()
 
     async def _plan(self, plan: PlanTasks) -> None:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from coppice.app import CLASSIFICATION_METRICS, app_digest
 from coppice.domain import RunSpec
 from coppice.errors import AppError, RunFileError
-from coppice.method import method_names, settings_type
+from coppice.method import check_wire, method_names, settings_type
 
 MAX_RUN_FILE_BYTES = 2**20
 
@@ -74,6 +74,8 @@ def _parse(plain: dict[str, Any], folder: Path, app_path: Path | None) -> RunFil
     spec = _validate(RunSpec, plain, "", mistakes)
     if spec is not None:
         _check_judgement(spec, mistakes)
+    if spec is not None and not mistakes:
+        check_wire(spec)
     if mistakes or spec is None:
         raise RunFileError("\n".join(mistakes))
     return RunFile(spec, app, warm_start)

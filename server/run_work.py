@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from coppice import __version__, tree
 from coppice.app import build_model, make_app
-from coppice.domain import BlobRef, Metrics, Participant, RunSpec, TaskKind
-from coppice.method import InitContext, Task, Update, server_half
-from coppice.model_file import ModelInfo, load_tensors, save_model
-from coppice.tensors import Payload
+from coppice.domain import BlobRef, ClientId, Metrics, Participant, RunSpec, TaskKind
+from coppice.method import InitContext, Update, server_half
+from coppice.model_file import ModelInfo, load_weights, save_model
 from coppice.wire import payload as wire
+from coppice.wire.exchange import Known, TaskEncoder, known_masks
 from server.blobs import Blobs
 from server.records import NewTask, UpdateRecord
 
@@ -25,6 +26,7 @@ class RunWork:
         self._spec = spec
         self._blobs = blobs
         self._half = server_half(spec.method)
+        self._encoder = TaskEncoder(spec.wire, spec.seed)
         self._state: Any = None
 
     def init_state(self, app_path: Path | None) -> BlobRef:
@@ -32,9 +34,11 @@ class RunWork:
         app = make_app(self._spec, app_path)
         warm_start = None
         if self._spec.warm_start is not None:
-            warm_start = load_tensors(self._blobs.path(self._spec.warm_start.digest))
+            warm_start = load_weights(self._blobs.path(self._spec.warm_start.digest))
         self._state = self._half.init(
-            InitContext(self._spec.seed, lambda: build_model(app, self._spec.seed), warm_start)
+            InitContext(
+                self._spec.seed, partial(build_model, app, seed=self._spec.seed), warm_start
+            )
         )
         return self._blobs.put(tree.save(self._state))
 
@@ -42,10 +46,11 @@ class RunWork:
         """Go on from a stored state."""
         self._state = self._load(ref)
 
-    def terms(self, round_number: int) -> BlobRef | None:
-        """Store the round's terms; None when there are none."""
+    def opening(self, round_number: int) -> tuple[BlobRef | None, ClientId | None]:
+        """Store the round's terms, if it has any; and the one client that it is for, if any."""
         terms = self._half.terms(self._state, round_number)
-        return None if terms is None else self._blobs.put(wire.encode(terms))
+        ref = None if terms is None else self._blobs.put(wire.encode(terms))
+        return ref, self._half.reserved_for(self._state, round_number)
 
     def plan(
         self, kind: TaskKind, cohort: Sequence[Participant], round_number: int
@@ -62,10 +67,18 @@ class RunWork:
                 client_id: replace(task, kind=kind, expects={})
                 for client_id, task in following.items()
             }
+        encoded = self._encoder.encode(tasks.values())
         stored: dict[int, BlobRef] = {}
         return [
-            NewTask(client_id, task.kind, self._store(task, stored), task.settings, task.expects)
-            for client_id, task in tasks.items()
+            NewTask(
+                client_id,
+                task.kind,
+                self._store(sent.payload, stored),
+                None if sent.masks is None else self._store(sent.masks, stored),
+                task.settings,
+                task.expects,
+            )
+            for (client_id, task), sent in zip(tasks.items(), encoded, strict=True)
         ]
 
     def aggregate(
@@ -95,16 +108,24 @@ class RunWork:
         return tree.load(self._half.state_type, bytes(self._blobs.read(ref.digest)))
 
     def _updates(self, answers: Sequence[UpdateRecord]) -> Iterator[Update]:
+        known: dict[BlobRef | None, Known] = {None: {}}
         for record in answers:
+            if record.masks is not None and record.masks not in known:
+                masks = wire.decode(self._blobs.read(record.masks.digest))
+                known[record.masks] = known_masks(masks)
             # Checked against the task when it came; the digest in the record vouches for it since.
-            payload: Payload = wire.decode(self._blobs.read(record.blob.digest))
+            data = self._blobs.read(record.blob.digest)
             yield Update(
-                record.client_id, payload, record.num_examples, record.steps, record.metrics
+                record.client_id,
+                wire.decode(data, known=known[record.masks]),
+                record.num_examples,
+                record.steps,
+                record.metrics,
+                seconds=max(0.0, record.received_at - record.offered_at),
             )
 
-    def _store(self, task: Task, stored: dict[int, BlobRef]) -> BlobRef:
-        """The task's payload as a blob; one payload object is encoded once."""
-        key = id(task.payload)
-        if key not in stored:
-            stored[key] = self._blobs.put(wire.encode(task.payload))
-        return stored[key]
+    def _store(self, data: bytearray, stored: dict[int, BlobRef]) -> BlobRef:
+        """Encoded bytes as a blob, the same bytes once."""
+        if id(data) not in stored:
+            stored[id(data)] = self._blobs.put(data)
+        return stored[id(data)]

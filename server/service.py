@@ -269,6 +269,7 @@ def _poll_reply(answer: Answer) -> pb.PollReply:
 
 def _task_offer(task: NewTask | TaskRecord, run_id: int, round_number: int) -> pb.TaskOffer:
     return pb.TaskOffer(
+        masks=None if task.masks is None else blob_to_message(task.masks),
         run_id=run_id,
         kind=task.kind,
         round_number=round_number,

@@ -39,7 +39,13 @@ _ROUND = select(rounds).where(of_round(rounds))
 # Tasks get their numbers in plan order.
 _TASKS = select(tasks, payload_specs.c.spec).join(payload_specs).order_by(tasks.c.task_id)
 _TASKS_OF_ROUND = _TASKS.where(of_round(tasks))
-_UPDATES = select(updates, tasks.c.client_id).join(tasks)
+_UPDATES = select(
+    updates,
+    tasks.c.client_id,
+    tasks.c.offered_at,
+    tasks.c.masks_digest,
+    tasks.c.masks_size_bytes,
+).join(tasks)
 _UPDATES_OF_ROUND = _UPDATES.where(of_round(tasks), tasks.c.kind == bindparam("of_kind")).order_by(
     tasks.c.position
 )
@@ -214,10 +220,11 @@ class StoreReader:
         """Digests of the blobs that must stay.
 
         The last and the best state of every run, the warm start of a run that is not over, and
-        payload and update of every task that is not closed or whose round is not. What an
+        payload, masks and update of every task that is not closed or whose round is not. What an
         evaluation on the server still needs is its caller's to add.
         """
-        wanted = select(tasks.c.payload_digest, updates.c.digest).select_from(tasks)
+        wanted = select(tasks.c.payload_digest, tasks.c.masks_digest, updates.c.digest)
+        wanted = wanted.select_from(tasks)
         wanted = wanted.outerjoin(updates)
         # Two queries, each by an index: a run has many tasks and few of these.
         open_tasks = wanted.where(tasks.c.closed.is_(False))

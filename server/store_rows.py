@@ -83,6 +83,7 @@ def task_of(row: Row[Any]) -> TaskRecord:
         kind=TaskKind(row.kind),
         position=row.position,
         payload=BlobRef(row.payload_digest, row.payload_size_bytes),
+        masks=blob_of(row.masks_digest, row.masks_size_bytes),
         settings=row.settings,
         expects=row.spec,
         base=row.base_digest,
@@ -100,6 +101,8 @@ def update_of(row: Row[Any]) -> UpdateRecord:
         num_examples=row.num_examples,
         steps=row.steps,
         metrics=row.metrics,
+        masks=blob_of(row.masks_digest, row.masks_size_bytes),
+        offered_at=row.offered_at,
         received_at=row.received_at,
         counted=row.counted,
     )

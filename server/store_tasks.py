@@ -14,7 +14,7 @@ from coppice.tensors import PayloadSpec
 from server import tables
 from server.records import NewEvent, NewTask, TaskRecord, UpdateRecord
 from server.store_clients import StoreClients
-from server.store_rows import of_round, the_round
+from server.store_rows import blob_of, of_round, the_round
 
 _ANSWERED = (
     select(tables.tasks, tables.updates.c.task_id.label("answered"))
@@ -74,9 +74,12 @@ class StoreTasks(StoreClients):
                             "position": position,
                             "payload_digest": task.payload.digest,
                             "payload_size_bytes": task.payload.size_bytes,
+                            "masks_digest": task.masks.digest if task.masks else None,
+                            "masks_size_bytes": task.masks.size_bytes if task.masks else None,
                             "settings": task.settings,
                             "spec_digest": specs[id(task.expects)],
                             "base_digest": base,
+                            "offered_at": now,
                             "deadline_at": deadline_at,
                             "closed": False,
                         }
@@ -141,6 +144,8 @@ class StoreTasks(StoreClients):
             num_examples=num_examples,
             steps=steps,
             metrics=metrics,
+            masks=blob_of(task.masks_digest, task.masks_size_bytes),
+            offered_at=task.offered_at,
             received_at=now,
             counted=False,
         )

@@ -9,7 +9,8 @@ from pathlib import Path
 from coppice.app import build_model, make_app
 from coppice.errors import DataError, InvalidPayload, RunFileError, UnreadableData
 from coppice.files import write_file
-from coppice.model_file import load_tensors
+from coppice.method import InitContext, server_half
+from coppice.model_file import load_weights
 from coppice.tensors import assign
 from server.coordinator import Coordinator
 from server.resources import Resources
@@ -56,10 +57,16 @@ def _prepare(resources: Resources, text: str, folder: Path, app: Path | None) ->
         # Later changes of the file do not touch the run.
         copy = resources.app_path(file.spec.app.digest)
         write_file(copy, file.app_path.read_bytes(), remedy="choose another folder with --data")
-    model = build_model(make_app(file.spec.workload, file.app_path), file.spec.seed)
-    if file.warm_start_path is not None:
-        try:
-            assign(model, load_tensors(file.warm_start_path))
-        except (InvalidPayload, UnreadableData) as error:
-            raise RunFileError(f"warm_start: {error}") from None
+    spec = file.spec
+    trained = make_app(spec.workload, file.app_path)
+    warm_start = None
+    try:
+        if file.warm_start_path is not None:
+            warm_start = load_weights(file.warm_start_path)
+            assign(build_model(trained, spec.seed), warm_start)
+    except (InvalidPayload, UnreadableData) as error:
+        raise RunFileError(f"warm_start: {error}") from None
+    # What the method has to say about this model, it says now.
+    context = InitContext(spec.seed, partial(build_model, trained, seed=spec.seed), warm_start)
+    server_half(spec.method).init(context)
     return file

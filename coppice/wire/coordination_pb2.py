@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63oppice/wire/coordination.proto\x12\x0c\x63oppice.wire\"H\n\nCapability\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x13\n\x0bnum_threads\x18\x02 \x01(\r\x12\x0f\n\x07machine\x18\x03 \x01(\t\"-\n\x07\x42lobRef\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\xf4\x01\n\x0bJoinRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x35\n\x06labels\x18\x03 \x03(\x0b\x32%.coppice.wire.JoinRequest.LabelsEntry\x12,\n\ncapability\x18\x04 \x01(\x0b\x32\x18.coppice.wire.Capability\x12\x12\n\napp_digest\x18\x05 \x01(\t\x12\x10\n\x08software\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\tJoinReply\x12\x13\n\x0bserver_name\x18\x01 \x01(\t\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\"\x9c\x01\n\x0bPollRequest\x12\x0f\n\x07run_key\x18\x01 \x01(\t\x12\x14\n\x0cnum_examples\x18\x02 \x01(\x04\x12,\n\ncapability\x18\x03 \x01(\x0b\x32\x18.coppice.wire.Capability\x12$\n\x06\x63hoice\x18\x04 \x01(\x0b\x32\x14.coppice.wire.Choice\x12\x12\n\napp_digest\x18\x05 \x01(\t\"3\n\x06\x43hoice\x12\x14\n\x0cround_number\x18\x01 \x01(\r\x12\x13\n\x0bvalues_json\x18\x02 \x01(\t\"\xda\x01\n\tPollReply\x12%\n\x03run\x18\x01 \x01(\x0b\x32\x16.coppice.wire.RunOfferH\x00\x12)\n\x05terms\x18\x02 \x01(\x0b\x32\x18.coppice.wire.TermsOfferH\x00\x12\'\n\x04task\x18\x03 \x01(\x0b\x32\x17.coppice.wire.TaskOfferH\x00\x12%\n\x04over\x18\x04 \x01(\x0b\x32\x15.coppice.wire.RunOverH\x00\x12\"\n\x04wait\x18\x05 \x01(\x0b\x32\x12.coppice.wire.WaitH\x00\x42\x07\n\x05reply\"B\n\x08RunOffer\x12\x0e\n\x06run_id\x18\x01 \x01(\x04\x12\x0f\n\x07run_key\x18\x02 \x01(\t\x12\x15\n\rworkload_json\x18\x03 \x01(\t\"J\n\nTermsOffer\x12\x14\n\x0cround_number\x18\x01 \x01(\r\x12&\n\x07payload\x18\x02 \x01(\x0b\x32\x15.coppice.wire.BlobRef\"\xa9\x01\n\tTaskOffer\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12\x0e\n\x06run_id\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x14\n\x0cround_number\x18\x04 \x01(\r\x12&\n\x07payload\x18\x05 \x01(\x0b\x32\x15.coppice.wire.BlobRef\x12\x15\n\rsettings_json\x18\x06 \x01(\t\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\"_\n\x07RunOver\x12\x0e\n\x06run_id\x18\x01 \x01(\x04\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12%\n\x04keep\x18\x04 \x01(\x0b\x32\x17.coppice.wire.TaskOffer\"\x1d\n\x04Wait\x12\x15\n\rretry_seconds\x18\x01 \x01(\x01\"C\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\r\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"O\n\tPushChunk\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.coppice.wire.PushHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xdf\x01\n\nPushHeader\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12#\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x15.coppice.wire.BlobRef\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x04\x12\r\n\x05steps\x18\x05 \x01(\x04\x12\x36\n\x07metrics\x18\x06 \x03(\x0b\x32%.coppice.wire.PushHeader.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"*\n\x07Receipt\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"O\n\x10HeartbeatRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12\x12\n\nsteps_done\x18\x02 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x03 \x01(\x04\" \n\x0eHeartbeatReply\x12\x0e\n\x06wanted\x18\x01 \x01(\x08\"\x1e\n\x0cLeaveRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0c\n\nLeaveReply2\x94\x03\n\x0c\x43oordination\x12:\n\x04Join\x12\x19.coppice.wire.JoinRequest\x1a\x17.coppice.wire.JoinReply\x12>\n\x08PollTask\x12\x19.coppice.wire.PollRequest\x1a\x17.coppice.wire.PollReply\x12>\n\tFetchBlob\x12\x1a.coppice.wire.FetchRequest\x1a\x13.coppice.wire.Chunk0\x01\x12>\n\nPushUpdate\x12\x17.coppice.wire.PushChunk\x1a\x15.coppice.wire.Receipt(\x01\x12I\n\tHeartbeat\x12\x1e.coppice.wire.HeartbeatRequest\x1a\x1c.coppice.wire.HeartbeatReply\x12=\n\x05Leave\x12\x1a.coppice.wire.LeaveRequest\x1a\x18.coppice.wire.LeaveReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63oppice/wire/coordination.proto\x12\x0c\x63oppice.wire\"H\n\nCapability\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x13\n\x0bnum_threads\x18\x02 \x01(\r\x12\x0f\n\x07machine\x18\x03 \x01(\t\"-\n\x07\x42lobRef\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\xf4\x01\n\x0bJoinRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x35\n\x06labels\x18\x03 \x03(\x0b\x32%.coppice.wire.JoinRequest.LabelsEntry\x12,\n\ncapability\x18\x04 \x01(\x0b\x32\x18.coppice.wire.Capability\x12\x12\n\napp_digest\x18\x05 \x01(\t\x12\x10\n\x08software\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\tJoinReply\x12\x13\n\x0bserver_name\x18\x01 \x01(\t\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\"\x9c\x01\n\x0bPollRequest\x12\x0f\n\x07run_key\x18\x01 \x01(\t\x12\x14\n\x0cnum_examples\x18\x02 \x01(\x04\x12,\n\ncapability\x18\x03 \x01(\x0b\x32\x18.coppice.wire.Capability\x12$\n\x06\x63hoice\x18\x04 \x01(\x0b\x32\x14.coppice.wire.Choice\x12\x12\n\napp_digest\x18\x05 \x01(\t\"3\n\x06\x43hoice\x12\x14\n\x0cround_number\x18\x01 \x01(\r\x12\x13\n\x0bvalues_json\x18\x02 \x01(\t\"\xda\x01\n\tPollReply\x12%\n\x03run\x18\x01 \x01(\x0b\x32\x16.coppice.wire.RunOfferH\x00\x12)\n\x05terms\x18\x02 \x01(\x0b\x32\x18.coppice.wire.TermsOfferH\x00\x12\'\n\x04task\x18\x03 \x01(\x0b\x32\x17.coppice.wire.TaskOfferH\x00\x12%\n\x04over\x18\x04 \x01(\x0b\x32\x15.coppice.wire.RunOverH\x00\x12\"\n\x04wait\x18\x05 \x01(\x0b\x32\x12.coppice.wire.WaitH\x00\x42\x07\n\x05reply\"B\n\x08RunOffer\x12\x0e\n\x06run_id\x18\x01 \x01(\x04\x12\x0f\n\x07run_key\x18\x02 \x01(\t\x12\x15\n\rworkload_json\x18\x03 \x01(\t\"J\n\nTermsOffer\x12\x14\n\x0cround_number\x18\x01 \x01(\r\x12&\n\x07payload\x18\x02 \x01(\x0b\x32\x15.coppice.wire.BlobRef\"\xcf\x01\n\tTaskOffer\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12\x0e\n\x06run_id\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x14\n\x0cround_number\x18\x04 \x01(\r\x12&\n\x07payload\x18\x05 \x01(\x0b\x32\x15.coppice.wire.BlobRef\x12\x15\n\rsettings_json\x18\x06 \x01(\t\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\x12$\n\x05masks\x18\x08 \x01(\x0b\x32\x15.coppice.wire.BlobRef\"_\n\x07RunOver\x12\x0e\n\x06run_id\x18\x01 \x01(\x04\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12%\n\x04keep\x18\x04 \x01(\x0b\x32\x17.coppice.wire.TaskOffer\"\x1d\n\x04Wait\x12\x15\n\rretry_seconds\x18\x01 \x01(\x01\"C\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\r\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"O\n\tPushChunk\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.coppice.wire.PushHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xdf\x01\n\nPushHeader\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12#\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x15.coppice.wire.BlobRef\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x04\x12\r\n\x05steps\x18\x05 \x01(\x04\x12\x36\n\x07metrics\x18\x06 \x03(\x0b\x32%.coppice.wire.PushHeader.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"*\n\x07Receipt\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"O\n\x10HeartbeatRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12\x12\n\nsteps_done\x18\x02 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x03 \x01(\x04\" \n\x0eHeartbeatReply\x12\x0e\n\x06wanted\x18\x01 \x01(\x08\"\x1e\n\x0cLeaveRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0c\n\nLeaveReply2\x94\x03\n\x0c\x43oordination\x12:\n\x04Join\x12\x19.coppice.wire.JoinRequest\x1a\x17.coppice.wire.JoinReply\x12>\n\x08PollTask\x12\x19.coppice.wire.PollRequest\x1a\x17.coppice.wire.PollReply\x12>\n\tFetchBlob\x12\x1a.coppice.wire.FetchRequest\x1a\x13.coppice.wire.Chunk0\x01\x12>\n\nPushUpdate\x12\x17.coppice.wire.PushChunk\x1a\x15.coppice.wire.Receipt(\x01\x12I\n\tHeartbeat\x12\x1e.coppice.wire.HeartbeatRequest\x1a\x1c.coppice.wire.HeartbeatReply\x12=\n\x05Leave\x12\x1a.coppice.wire.LeaveRequest\x1a\x18.coppice.wire.LeaveReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,31 +56,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TERMSOFFER']._serialized_start=979
   _globals['_TERMSOFFER']._serialized_end=1053
   _globals['_TASKOFFER']._serialized_start=1056
-  _globals['_TASKOFFER']._serialized_end=1225
-  _globals['_RUNOVER']._serialized_start=1227
-  _globals['_RUNOVER']._serialized_end=1322
-  _globals['_WAIT']._serialized_start=1324
-  _globals['_WAIT']._serialized_end=1353
-  _globals['_FETCHREQUEST']._serialized_start=1355
-  _globals['_FETCHREQUEST']._serialized_end=1422
-  _globals['_CHUNK']._serialized_start=1424
-  _globals['_CHUNK']._serialized_end=1445
-  _globals['_PUSHCHUNK']._serialized_start=1447
-  _globals['_PUSHCHUNK']._serialized_end=1526
-  _globals['_PUSHHEADER']._serialized_start=1529
-  _globals['_PUSHHEADER']._serialized_end=1752
-  _globals['_PUSHHEADER_METRICSENTRY']._serialized_start=1706
-  _globals['_PUSHHEADER_METRICSENTRY']._serialized_end=1752
-  _globals['_RECEIPT']._serialized_start=1754
-  _globals['_RECEIPT']._serialized_end=1796
-  _globals['_HEARTBEATREQUEST']._serialized_start=1798
-  _globals['_HEARTBEATREQUEST']._serialized_end=1877
-  _globals['_HEARTBEATREPLY']._serialized_start=1879
-  _globals['_HEARTBEATREPLY']._serialized_end=1911
-  _globals['_LEAVEREQUEST']._serialized_start=1913
-  _globals['_LEAVEREQUEST']._serialized_end=1943
-  _globals['_LEAVEREPLY']._serialized_start=1945
-  _globals['_LEAVEREPLY']._serialized_end=1957
-  _globals['_COORDINATION']._serialized_start=1960
-  _globals['_COORDINATION']._serialized_end=2364
+  _globals['_TASKOFFER']._serialized_end=1263
+  _globals['_RUNOVER']._serialized_start=1265
+  _globals['_RUNOVER']._serialized_end=1360
+  _globals['_WAIT']._serialized_start=1362
+  _globals['_WAIT']._serialized_end=1391
+  _globals['_FETCHREQUEST']._serialized_start=1393
+  _globals['_FETCHREQUEST']._serialized_end=1460
+  _globals['_CHUNK']._serialized_start=1462
+  _globals['_CHUNK']._serialized_end=1483
+  _globals['_PUSHCHUNK']._serialized_start=1485
+  _globals['_PUSHCHUNK']._serialized_end=1564
+  _globals['_PUSHHEADER']._serialized_start=1567
+  _globals['_PUSHHEADER']._serialized_end=1790
+  _globals['_PUSHHEADER_METRICSENTRY']._serialized_start=1744
+  _globals['_PUSHHEADER_METRICSENTRY']._serialized_end=1790
+  _globals['_RECEIPT']._serialized_start=1792
+  _globals['_RECEIPT']._serialized_end=1834
+  _globals['_HEARTBEATREQUEST']._serialized_start=1836
+  _globals['_HEARTBEATREQUEST']._serialized_end=1915
+  _globals['_HEARTBEATREPLY']._serialized_start=1917
+  _globals['_HEARTBEATREPLY']._serialized_end=1949
+  _globals['_LEAVEREQUEST']._serialized_start=1951
+  _globals['_LEAVEREQUEST']._serialized_end=1981
+  _globals['_LEAVEREPLY']._serialized_start=1983
+  _globals['_LEAVEREPLY']._serialized_end=1995
+  _globals['_COORDINATION']._serialized_start=1998
+  _globals['_COORDINATION']._serialized_end=2402
 # @@protoc_insertion_point(module_scope)

@@ -110,7 +110,7 @@ class TermsOffer(_message.Message):
     def __init__(self, round_number: _Optional[int] = ..., payload: _Optional[_Union[BlobRef, _Mapping]] = ...) -> None: ...
 
 class TaskOffer(_message.Message):
-    __slots__ = ("task_id", "run_id", "kind", "round_number", "payload", "settings_json", "deadline_seconds")
+    __slots__ = ("task_id", "run_id", "kind", "round_number", "payload", "settings_json", "deadline_seconds", "masks")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +118,7 @@ class TaskOffer(_message.Message):
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_JSON_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MASKS_FIELD_NUMBER: _ClassVar[int]
     task_id: int
     run_id: int
     kind: str
@@ -125,7 +126,8 @@ class TaskOffer(_message.Message):
     payload: BlobRef
     settings_json: str
     deadline_seconds: float
-    def __init__(self, task_id: _Optional[int] = ..., run_id: _Optional[int] = ..., kind: _Optional[str] = ..., round_number: _Optional[int] = ..., payload: _Optional[_Union[BlobRef, _Mapping]] = ..., settings_json: _Optional[str] = ..., deadline_seconds: _Optional[float] = ...) -> None: ...
+    masks: BlobRef
+    def __init__(self, task_id: _Optional[int] = ..., run_id: _Optional[int] = ..., kind: _Optional[str] = ..., round_number: _Optional[int] = ..., payload: _Optional[_Union[BlobRef, _Mapping]] = ..., settings_json: _Optional[str] = ..., deadline_seconds: _Optional[float] = ..., masks: _Optional[_Union[BlobRef, _Mapping]] = ...) -> None: ...
 
 class RunOver(_message.Message):
     __slots__ = ("run_id", "state", "reason", "keep")

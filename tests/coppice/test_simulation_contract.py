@@ -27,7 +27,7 @@ from coppice.domain import (
 from coppice.errors import InvalidPayload
 from coppice.method import Choice, ClientHalf, InitContext, Local, ServerHalf, Task, Update
 from coppice.simulation import MemoryPrivate, Simulation
-from coppice.tensors import Payload, Tensors, TensorSpec
+from coppice.tensors import Payload, Tensors, TensorSpec, dense_group
 from tests.coppice.toys import ToyApp, examples, linear
 
 
@@ -79,7 +79,7 @@ class Server(ServerHalf[State]):
     ) -> tuple[State, Metrics]:
         answers = dict(state.answers)
         for update in updates:
-            answers[update.client_id] = int(update.payload["diary"]["length"][0])
+            answers[update.client_id] = int(dense_group(update.payload, "diary")["length"][0])
         return replace(state, answers=answers), {"clients": len(answers)}
 
     def models(self, state: State) -> Mapping[str, Tensors]:
@@ -90,7 +90,7 @@ class Client(ClientHalf):
     """Chooses by its number of examples; keeps a diary."""
 
     def choose(self, terms: Payload, local: Local) -> Choice:
-        widths = terms["offer"]["widths"].tolist()
+        widths = dense_group(terms, "offer")["widths"].tolist()
         return {"width": widths[min(len(local.train), len(widths)) - 1]}
 
     def run(self, task: Task, local: Local) -> Update:
@@ -118,6 +118,7 @@ FLEET = {ClientId(f"c{count}"): examples(count) for count in (1, 3, 8)}
 def method(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulation, "server_half", lambda spec: Server())
     monkeypatch.setattr(simulation, "client_half", lambda spec: Client())
+    monkeypatch.setattr(simulation, "check_wire", lambda workload: None)
 
 
 def simulated(rounds: int = 3, held_out: Examples | None = None) -> Simulation:
@@ -157,6 +158,7 @@ def test_a_method_without_a_global_model_is_not_evaluated_on_the_server() -> Non
     assert all(done.evaluation.keys() == {"clients"} for done in result.rounds)
 
 
+@pytest.mark.usefixtures("method")
 def test_chance_is_the_clients_own_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: dict[tuple[str, int], int] = {}
 
@@ -165,7 +167,6 @@ def test_chance_is_the_clients_own_in_every_round(monkeypatch: pytest.MonkeyPatc
             seeds[local.client_id, task.round_number] = local.generator.initial_seed()
             return super().run(task, local)
 
-    monkeypatch.setattr(simulation, "server_half", lambda spec: Server())
     monkeypatch.setattr(simulation, "client_half", lambda spec: Noting())
     simulated(rounds=2).run()
     assert seeds == {
@@ -173,6 +174,7 @@ def test_chance_is_the_clients_own_in_every_round(monkeypatch: pytest.MonkeyPatc
     }
 
 
+@pytest.mark.usefixtures("method")
 def test_an_update_that_does_not_fit_its_task_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -181,7 +183,6 @@ def test_an_update_that_does_not_fit_its_task_changes_nothing(
             wide: dict[str, Any] = {"width": task.settings["width"] + 1}
             return super().run(replace(task, settings=wide), local)
 
-    monkeypatch.setattr(simulation, "server_half", lambda spec: Server())
     monkeypatch.setattr(simulation, "client_half", lambda spec: Wide())
     run = simulated()
     before = run.state
@@ -218,12 +219,17 @@ def test_private_state_is_a_copy_that_the_receipt_commits() -> None:
     assert private.read(torch.Tensor).tolist() == [1.0, 1.0]
 
 
-def test_private_state_of_another_kind_is_refused() -> None:
+def test_private_state_has_one_value_of_each_type() -> None:
     private = MemoryPrivate()
     private.stage(Diary((1,)))
     private.commit()
-    with pytest.raises(InvalidPayload, match="State has no rounds"):
-        private.read(State)
+    assert private.read(State) is None
+    private.stage(State({"c1": 3}))
+    assert private.read(State) is None
+    private.commit()
+    # What was not staged anew stays.
+    assert private.read(State) == State({"c1": 3})
+    assert private.read(Diary) == Diary((1,))
     with pytest.raises(TypeError, match="may not hold a"):
         private.stage({1, 2})
     assert tree.load(Diary, tree.save(private.read(Diary))) == Diary((1,))

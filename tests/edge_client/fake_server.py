@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import torch
 
 from coppice.app import build_model, make_app
 from coppice.domain import (
@@ -22,7 +23,9 @@ from coppice.domain import (
     Workload,
 )
 from coppice.errors import CoppiceError
-from coppice.tensors import Payload, parameters_of
+from coppice.masks import masked, prunable_names
+from coppice.sparse import Mask
+from coppice.tensors import Payload, masks_of, parameters_of, weight_group
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.chunks import blob_ref
 from coppice.wire.codec import blob_to_message, workload_to_json
@@ -30,6 +33,7 @@ from coppice.wire.coordination_pb2_grpc import (
     CoordinationServicer,
     add_CoordinationServicer_to_server,
 )
+from coppice.wire.exchange import Known
 from coppice.wire.payload import encode
 from coppice.wire.status import CLIENT_KEY, status_of
 
@@ -57,6 +61,22 @@ def app_workload(source: bytes, held_out: float = 0.25) -> Workload:
 def model_payload(seed: int = 0) -> Payload:
     """A model of WORKLOAD, as FedAvg sends it."""
     return {"parameters": parameters_of(build_model(make_app(WORKLOAD), seed)), "buffers": {}}
+
+
+def pruned_payload(seed: int = 0, every: int = 2) -> Payload:
+    """The same with one weight of every so many kept."""
+    model = build_model(make_app(WORKLOAD), seed)
+    parameters = parameters_of(model)
+    masks = {}
+    for name in prunable_names(model):
+        places = torch.arange(parameters[name].numel()).reshape(parameters[name].shape)
+        masks[name] = Mask.of(places % every == 0)
+    return {"parameters": masked(parameters, masks), "buffers": {}}
+
+
+def masks_in(payload: Payload) -> dict[str, dict[str, Mask]]:
+    """The masks of a payload, as they travel."""
+    return {"parameters": masks_of(weight_group(payload, "parameters"))}
 
 
 @dataclass
@@ -120,8 +140,9 @@ class FakeServer(CoordinationServicer):
 
     # ---- what a test prepares ----
 
-    def add_blob(self, payload: Payload) -> BlobRef:
-        data = encode(payload)
+    def add_blob(self, payload: Payload, known: Known | None = None) -> BlobRef:
+        """`known` are masks that the device has by then."""
+        data = encode(payload, known=known or {})
         ref = blob_ref(data)
         self._blobs[ref.digest] = data
         return ref
@@ -152,11 +173,16 @@ class FakeServer(CoordinationServicer):
         self.reply(task=self.task(ref, **changes))
 
     def end_run(
-        self, keep: BlobRef | None = None, state: str = "finished", reason: str = ""
+        self,
+        keep: BlobRef | None = None,
+        state: str = "finished",
+        reason: str = "",
+        masks: BlobRef | None = None,
     ) -> None:
         over = pb.RunOver(run_id=1, state=state, reason=reason)
         if keep is not None:
-            over.keep.CopyFrom(self.task(keep, kind="keep", round_number=9))
+            on = None if masks is None else blob_to_message(masks)
+            over.keep.CopyFrom(self.task(keep, kind="keep", round_number=9, masks=on))
         self.reply(over=over)
 
     def gate(self, method: str) -> Gate:

@@ -25,6 +25,8 @@ FORBIDDEN = {
     "starlette",
     "sympy",
     "uvicorn",
+    # Only for runs that compress.
+    "zstandard",
 }
 
 #: Constructing any optimiser of torch.optim brings these, some 70 MiB.

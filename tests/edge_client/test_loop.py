@@ -13,6 +13,7 @@ from coppice.errors import (
     CoppiceError,
     DataError,
     InvalidMessage,
+    InvalidPayload,
     NotJoined,
     RoundClosed,
     ServerBusy,
@@ -20,10 +21,12 @@ from coppice.errors import (
     UpdateRefused,
 )
 from coppice.method import ClientHalf, Local, Task, Update
-from coppice.model_file import read_info
-from coppice.tensors import Payload
+from coppice.model_file import load_weights, read_info
+from coppice.sparse import SparseTensor
+from coppice.tensors import Payload, dense_group, masks_of, weight_group
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.codec import blob_to_message
+from coppice.wire.exchange import known_masks
 from coppice.wire.payload import decode
 from edge_client.ready import ReadyRun
 from edge_client.stop import Stopped
@@ -32,7 +35,9 @@ from tests.edge_client.fake_server import (
     PATIENCE_SECONDS,
     FakeServer,
     app_workload,
+    masks_in,
     model_payload,
+    pruned_payload,
     run_key,
 )
 
@@ -47,7 +52,7 @@ def test_device_trains_and_keeps_the_model(server: FakeServer, device: ThreadedD
     header, data = server.pushed[0]
     assert (header.task_id, header.num_examples, header.steps) == (11, 30, 2)
     assert header.metrics["loss"] > 0
-    delta = decode(bytearray(data))["delta"]
+    delta = dense_group(decode(bytearray(data)), "delta")
     assert any(tensor.any() for tensor in delta.values())
     polls = server.of("PollTask")
     asked = [(poll.run_key, poll.num_examples) for poll in polls]
@@ -89,6 +94,44 @@ def test_evaluation_sends_metrics_and_an_empty_payload(
     assert set(header.metrics) == {"accuracy", "loss"}
     # The model that was evaluated is the newest, and what it reached is known.
     assert read_info(device.folder.model).metrics == dict(header.metrics)
+
+
+def test_device_says_how_long_it_worked_and_does_not_print_it(
+    server: FakeServer, device: ThreadedDevice
+) -> None:
+    server.offer_run()
+    server.offer_task(server.add_blob(model_payload()))
+    server.end_run()
+    device.start(once=True).result(PATIENCE_SECONDS)
+    header, _ = server.pushed[0]
+    assert set(header.metrics) == {"loss", "work_seconds"}
+    assert header.metrics["work_seconds"] > 0
+    assert "work" not in device.printed
+
+
+def test_device_trains_on_the_masks_that_it_fetched(
+    server: FakeServer, device: ThreadedDevice
+) -> None:
+    payload = pruned_payload()
+    masks = masks_in(payload)
+    known = known_masks(masks)
+    masks_ref = server.add_blob(masks)
+    ref = server.add_blob(payload, known)
+    server.offer_run()
+    for task_id, kind in ((1, "train"), (2, "evaluate"), (3, "train")):
+        server.offer_task(ref, task_id=task_id, kind=kind, masks=blob_to_message(masks_ref))
+    server.end_run(keep=ref, masks=masks_ref)
+    assert device.start(once=True).result(PATIENCE_SECONDS) == 0
+    fetched = [request.digest for request in server.of("FetchBlob")]
+    assert sorted(fetched) == sorted([masks_ref.digest, ref.digest]), "each of them once"
+    _, data = server.pushed[0]
+    with pytest.raises(InvalidPayload, match="which is not here"):
+        decode(bytearray(data))
+    delta = weight_group(decode(bytearray(data), known=known), "delta")
+    assert masks_of(delta) == masks["parameters"]
+    assert all(item.values.any() for item in delta.values() if isinstance(item, SparseTensor))
+    kept = load_weights(device.folder.model)
+    assert masks_of(kept) == masks["parameters"]
 
 
 def test_round_that_closed_is_one_line_and_the_device_goes_on(

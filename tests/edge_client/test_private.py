@@ -23,13 +23,15 @@ WRITER = """
 import sys
 from pathlib import Path
 import torch
-from tests.edge_client.test_private import Kept
+from tests.edge_client.test_private import Kept, Other
 from edge_client.private import PrivateState
 private = PrivateState(Path(sys.argv[1]))
 number = 0
 while True:
     number += 1
     private.stage(Kept(number, {"w": torch.full((50_000,), float(number))}))
+    private.stage(Other(number))
+    private.write()
     if number % 3 == 0:
         private.drop()
     else:
@@ -42,6 +44,11 @@ while True:
 class Kept:
     number: int
     tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Other:
+    number: int
 
 
 def kept(number: int) -> Kept:
@@ -68,40 +75,102 @@ def test_nothing_is_there_at_first(private: PrivateState) -> None:
     assert read(private) is None
 
 
+def send(private: PrivateState, *values: object) -> None:
+    """All up to the moment before the receipt."""
+    for value in values:
+        private.stage(value)
+    private.write()
+
+
 def test_staged_version_is_not_read_before_the_receipt(private: PrivateState) -> None:
-    private.stage(kept(1))
+    send(private, kept(1))
     assert read(private) is None
     private.promote()
     assert read(private) == 1
     private.stage(kept(2))
     assert read(private) == 1
+    private.write()
+    assert read(private) == 1
+
+
+def test_nothing_is_on_disk_before_it_is_written(private: PrivateState, tmp_path: Path) -> None:
+    private.stage(kept(1))
+    assert list(tmp_path.iterdir()) == []
+    private.promote()
+    assert read(private) is None
+    private.write()
+    private.promote()
+    assert read(private) == 1
+    # Nothing was staged since: there is no next version to write.
+    before = sorted((tmp_path / "private" / "1-fedavg").iterdir())
+    private.write()
+    assert sorted((tmp_path / "private" / "1-fedavg").iterdir()) == before
 
 
 def test_refused_version_is_dropped(private: PrivateState) -> None:
-    private.stage(kept(1))
+    send(private, kept(1))
     private.promote()
-    private.stage(kept(2))
+    send(private, kept(2))
     private.drop()
     private.promote()
     assert read(private) == 1
 
 
-def test_run_again_stages_another_version(private: PrivateState) -> None:
+def test_task_that_was_given_up_leaves_nothing_for_the_next_one(private: PrivateState) -> None:
     private.stage(kept(1))
-    private.stage(kept(2))
+    private.drop()
+    send(private, Other(2))
+    private.promote()
+    assert read(private) is None
+    assert private.read(Other) == Other(2)
+
+
+def test_run_again_stages_another_version(private: PrivateState) -> None:
+    send(private, kept(1), kept(2))
     private.promote()
     assert read(private) == 2
 
 
+def test_version_has_one_value_of_each_type(private: PrivateState) -> None:
+    send(private, kept(1), Other(10))
+    assert private.read(Other) is None
+    private.promote()
+    assert (read(private), private.read(Other)) == (1, Other(10))
+    # What is not staged anew stays as it was.
+    send(private, Other(20))
+    private.promote()
+    assert (read(private), private.read(Other)) == (1, Other(20))
+    send(private, kept(2))
+    private.drop()
+    assert (read(private), private.read(Other)) == (1, Other(20))
+
+
+@pytest.mark.parametrize("has_receipt", [True, False])
+def test_process_that_ends_before_the_receipt_keeps_the_version_before(
+    private: PrivateState, tmp_path: Path, has_receipt: bool
+) -> None:
+    send(private, kept(1), Other(1))
+    private.promote()
+    send(private, kept(2), Other(2))
+    if has_receipt:
+        private.promote()
+    again = PrivateState(tmp_path / "private" / "1-fedavg")
+    # What it finds at its next task never got a receipt.
+    again.drop()
+    again.promote()
+    number = 2 if has_receipt else 1
+    assert (read(again), again.read(Other)) == (number, Other(number))
+
+
 def test_versions_outlive_the_process(private: PrivateState, tmp_path: Path) -> None:
-    private.stage(kept(1))
+    send(private, kept(1))
     private.promote()
     assert read(PrivateState(tmp_path / "private" / "1-fedavg")) == 1
     assert read(PrivateState(tmp_path / "private" / "2-fedavg")) is None
 
 
 def test_forgotten_run_leaves_nothing(private: PrivateState, tmp_path: Path) -> None:
-    private.stage(kept(1))
+    send(private, kept(1))
     private.promote()
     private.forget()
     private.forget()
@@ -109,11 +178,24 @@ def test_forgotten_run_leaves_nothing(private: PrivateState, tmp_path: Path) -> 
     assert list((tmp_path / "private").iterdir()) == []
 
 
-def test_another_method_cannot_read_it(private: PrivateState) -> None:
-    private.stage({"number": "one"})
+def test_another_version_of_the_type_cannot_be_read(private: PrivateState) -> None:
+    @dataclass(frozen=True)
+    class Kept:
+        number: str
+
+    send(private, Kept("one"))
     private.promote()
     with pytest.raises(InvalidPayload):
-        private.read(Kept)
+        read(private)
+
+
+def test_file_that_is_damaged_is_an_error(private: PrivateState, tmp_path: Path) -> None:
+    send(private, kept(1))
+    private.promote()
+    (file,) = (tmp_path / "private" / "1-fedavg").iterdir()
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(InvalidPayload, match="is damaged"):
+        read(private)
 
 
 @pytest.mark.parametrize("attempt", range(2))
@@ -135,6 +217,8 @@ def test_killed_process_leaves_a_whole_version(tmp_path: Path, attempt: int) -> 
     private = PrivateState(folder)
     committed = read(private)
     assert committed is not None
+    # Both values are of one version.
+    assert private.read(Other) == Other(committed)
     assert committed % 3 != 0, "a dropped version was committed"
     assert last - 2 <= committed <= last + 1
     private.promote()

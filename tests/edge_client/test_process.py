@@ -62,7 +62,7 @@ def test_whole_life_with_once(join: Start, server: FakeServer, tmp_path: Path) -
     assert (code, errors) == (0, "")
     request = server.of("Join")[0]
     assert dict(request.labels) == {"room": "kitchen", "floor": "1"}
-    assert request.protocol_version == 1
+    assert request.protocol_version == 2
     assert request.software.startswith("coppice ")
     identity = StateFolder(tmp_path / "state").identity()
     assert request.device_id == identity.device_id

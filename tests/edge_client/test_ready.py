@@ -86,7 +86,9 @@ def test_chance_comes_from_the_seed_the_name_and_the_round(data: Path, tmp_path:
 def test_runs_keep_their_private_states_apart(data: Path, tmp_path: Path) -> None:
     keys = ["1-0123456789abcdef", "1-123456789abcdef0", "2-0123456789abcdef"]
     for key in keys:
-        prepare(data, tmp_path / "private", key=key).private.stage({"run": 1})
+        private = prepare(data, tmp_path / "private", key=key).private
+        private.stage({"run": 1})
+        private.write()
     names = sorted(path.name for path in (tmp_path / "private").iterdir())
     assert names == [f"{key}-fedavg" for key in keys]
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import grpc
+import torch
 from google.protobuf.message import Message
 
 from coppice.domain import PROTOCOL_VERSION
-from coppice.tensors import Payload
+from coppice.tensors import Payload, dense_group
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire import payload as wire
 from coppice.wire.chunks import MAX_CHUNK_BYTES, blob_ref
@@ -101,7 +102,8 @@ def push_parts(task_id: int, data: bytes | bytearray, **header: Any) -> list[pb.
 
 def idle_update(task: Payload) -> Payload:
     """FedAvg's answer of a device that trained nothing."""
-    delta = {name: tensor * 0 for name, tensor in task["parameters"].items()}
+    parameters = dense_group(task, "parameters")
+    delta = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
     return {"delta": delta, "buffers": task["buffers"]} if "buffers" in task else {"delta": delta}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from coppice.app import make_app
 from coppice.domain import ClientId
-from coppice.model_file import load_tensors
+from coppice.model_file import load_weights
 from coppice.simulation import Simulation
+from coppice.sparse import SparseTensor
+from coppice.tensors import Weights
 from server.run_file import parse_run_file
 
 HERE = Path(__file__).parent
@@ -50,8 +50,14 @@ def simulated(text: str, data: Mapping[str, Path]) -> dict[str, bytes]:
 
 def saved(path: Path) -> dict[str, bytes]:
     """The tensors of a model file, as bytes."""
-    return as_bytes(load_tensors(path))
+    return as_bytes(load_weights(path))
 
 
-def as_bytes(tensors: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
-    return {name: tensor.contiguous().numpy().tobytes() for name, tensor in tensors.items()}
+def as_bytes(weights: Weights) -> dict[str, bytes]:
+    """Of a sparse tensor, the mask's bytes and the values'."""
+    return {
+        name: item.mask.packed.numpy().tobytes() + item.values.numpy().tobytes()
+        if isinstance(item, SparseTensor)
+        else item.contiguous().numpy().tobytes()
+        for name, item in weights.items()
+    }

@@ -15,7 +15,8 @@ import grpc
 import pytest
 import torch
 
-from coppice.tensors import Payload
+from coppice.domain import PROTOCOL_VERSION
+from coppice.tensors import Payload, dense_group
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.payload import encode
 from server.records import UpdateRecord
@@ -88,19 +89,21 @@ def renamed(update: Payload) -> Payload:
 
 
 def reshaped(update: Payload) -> Payload:
-    return with_bias(update, update["delta"]["output.bias"].reshape(2, 5))
+    # As many dimensions and entries as before: only the shape is wrong.
+    turned = dense_group(update, "delta")["output.weight"].reshape(32, 10)
+    return {**update, "delta": dict(update["delta"]) | {"output.weight": turned}}
 
 
 def retyped(update: Payload) -> Payload:
-    return with_bias(update, update["delta"]["output.bias"].to(torch.int32))
+    return with_bias(update, bias_of(update).to(torch.int32))
 
 
 def not_a_number(update: Payload) -> Payload:
-    return with_bias(update, update["delta"]["output.bias"] + math.nan)
+    return with_bias(update, bias_of(update) + math.nan)
 
 
 def infinite(update: Payload) -> Payload:
-    return with_bias(update, update["delta"]["output.bias"] - math.inf)
+    return with_bias(update, bias_of(update) - math.inf)
 
 
 def too_long(update: Payload) -> Payload:
@@ -111,6 +114,10 @@ def too_short(update: Payload) -> Payload:
     return {"delta": update["delta"]}
 
 
+def bias_of(update: Payload) -> torch.Tensor:
+    return dense_group(update, "delta")["output.bias"]
+
+
 def with_bias(update: Payload, bias: torch.Tensor) -> Payload:
     return {**update, "delta": dict(update["delta"]) | {"output.bias": bias}}
 
@@ -119,12 +126,12 @@ def with_bias(update: Payload, bias: torch.Tensor) -> Payload:
     ("spoil", "says"),
     [
         (renamed, "delta/output.saib was not asked for"),
-        (reshaped, "delta/output.bias is float32 [2, 5]; the task expects float32 [10]"),
+        (reshaped, "delta/output.weight is float32 [32, 10]; the task expects float32 [10, 32]"),
         (retyped, "delta/output.bias is int32 [10]; the task expects float32 [10]"),
         (not_a_number, "delta/output.bias has values that are not finite"),
         (infinite, "delta/output.bias has values that are not finite"),
         (too_long, "bytes; task "),
-        (too_short, "bytes; task "),
+        (too_short, "is missing (3 in all)"),
     ],
 )
 def test_update_that_does_not_fit_its_task_is_refused_and_the_round_closes_without_it(
@@ -318,7 +325,7 @@ def test_join_under_the_name_of_another_device_is_refused(live: Live) -> None:
     ("request_", "error"),
     [
         (pb.JoinRequest(protocol_version=99, device_id="0" * 32), "ProtocolMismatch"),
-        (pb.JoinRequest(protocol_version=1, device_id="0"), "InvalidMessage"),
+        (pb.JoinRequest(protocol_version=PROTOCOL_VERSION, device_id="0"), "InvalidMessage"),
         (b"\xff\xff\xff", "InvalidMessage"),
         (bytes(3 * 2**20), "InvalidMessage"),
     ],

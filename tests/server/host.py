@@ -15,12 +15,14 @@ import torch
 from coppice import errors
 from coppice.domain import PROTOCOL_VERSION, ClientId, RunSpec
 from coppice.errors import CoppiceError
-from coppice.tensors import DTYPES, Payload, PayloadSpec
+from coppice.sparse import Item, SparseTensor
+from coppice.tensors import DTYPES, Payload, PayloadSpec, TensorSpec
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire import payload as wire
 from coppice.wire.chunks import blob_ref
 from coppice.wire.codec import capability_to_message
 from coppice.wire.coordination_pb2_grpc import CoordinationStub
+from coppice.wire.exchange import Known, known_masks
 from coppice.wire.status import CLIENT_KEY, ERROR_KEY
 from server import run_driver
 from server.announcer import Announcer
@@ -249,6 +251,12 @@ class Device:
             raise _rebuilt(error) from None
         return data
 
+    async def known(self, task: pb.TaskOffer) -> Known:
+        """The masks of a task, fetched."""
+        if not task.HasField("masks"):
+            return {}
+        return known_masks(wire.decode(await self.fetch(task.masks)))
+
     async def push(
         self,
         task: pb.TaskOffer,
@@ -260,7 +268,9 @@ class Device:
         """Answer a task."""
         if data is None:
             expects = self.host.store.task(task.task_id).expects
-            data = bytes(wire.encode(filled(expects, self.value) if payload is None else payload))
+            known = await self.known(task)
+            payload = filled(expects, self.value, known) if payload is None else payload
+            data = bytes(wire.encode(payload, known=known))
         ref = blob_ref(data)
         fields: dict[str, Any] = {
             "task_id": task.task_id,
@@ -306,14 +316,17 @@ def sweep_everything(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return done
 
 
-def filled(expects: PayloadSpec, value: float) -> Payload:
-    """What a task expects, with the same value everywhere."""
+def filled(expects: PayloadSpec, value: float, known: Known | None = None) -> Payload:
+    """What a task expects, with the same value everywhere; `known` has the masks that it names."""
+
+    def item(spec: TensorSpec) -> Item:
+        shape = spec.shape if spec.ones is None else (spec.ones,)
+        values = torch.full(shape, value, dtype=DTYPES[spec.dtype])
+        return values if spec.mask is None else SparseTensor((known or {})[spec.mask], values)
+
     return {
-        group: {
-            name: torch.full(spec.shape, value, dtype=DTYPES[spec.dtype])
-            for name, spec in tensors.items()
-        }
-        for group, tensors in expects.items()
+        group: {name: item(spec) for name, spec in specs.items()}
+        for group, specs in expects.items()
     }
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from coppice.app import build_model, make_app
 from coppice.domain import (
     Capability,
     ClientId,
@@ -16,6 +20,11 @@ from coppice.domain import (
     RunSpec,
     StopSpec,
 )
+from coppice.masks import masked, prunable_names
+from coppice.model_file import ModelInfo, save_model
+from coppice.sparse import Mask
+from coppice.tensors import parameters_of
+from server.blobs import Blobs
 from server.round_events import (
     ClientArrived,
     Event,
@@ -59,6 +68,23 @@ def run_spec(
         stop=StopSpec(rounds=rounds, target=target),
         evaluation=EvaluationSpec(on_clients=on_clients, every=every, data=data),
     )
+
+
+def on_masks(blobs: Blobs, folder: Path) -> RunSpec:
+    """SPEC on masks that keep every second weight; they come from a warm start in `blobs`."""
+    model = build_model(make_app(SPEC.workload), SPEC.seed)
+    parameters = parameters_of(model)
+    masks = {
+        name: Mask.of(
+            torch.arange(parameters[name].numel()).reshape(parameters[name].shape) % 2 > 0
+        )
+        for name in prunable_names(model)
+    }
+    path = folder / "start.safetensors"
+    info = ModelInfo(workload=SPEC.workload, round_number=1, metrics={}, written_by="a test")
+    save_model(path, masked(parameters, masks), info)
+    method = MethodSpec(name="lottery", settings={"local_steps": 0})
+    return replace(SPEC, method=method, warm_start=blobs.put(path.read_bytes()))
 
 
 def tell(machine: RoundMachine, *events: Event) -> list[Instruction]:

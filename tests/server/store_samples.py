@@ -50,7 +50,7 @@ def blob(letter: str, size_bytes: int = 10) -> BlobRef:
 
 
 def new_task(client: str, kind: TaskKind = TaskKind.TRAIN, payload: str = "b") -> NewTask:
-    return NewTask(ClientId(client), kind, blob(payload, 100), {"seed": 3}, EXPECTS)
+    return NewTask(ClientId(client), kind, blob(payload, 100), None, {"seed": 3}, EXPECTS)
 
 
 def new_client(name: str = "pi-1", device_id: str = "device-1") -> ClientRecord:

@@ -205,7 +205,7 @@ class TestRejected:
             async with host.devices("a", "b") as (a, b):
                 await host.submit(run_spec(rounds=1))
                 task, other = await asyncio.gather(a.task(), b.task())
-                with pytest.raises(UpdateRefused, match="the update has 3 bytes"):
+                with pytest.raises(UpdateRefused, match="3 bytes are too few for a payload"):
                     await a.push(task, data=b"xyz")
                 assert not await a.heartbeat(task.task_id)
                 await host.until(lambda: host.driver.machine.awaited == {B})

@@ -110,7 +110,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     run_id = store.submit_run(SPEC, NOON)
     store.start_run(run_id, blob("0"), NOON)
     store.open_round(run_id, 1, NOON)
-    new = [NewTask(name, TaskKind.TRAIN, blob("b"), {}, EXPECTS) for name in (A, B)]
+    new = [NewTask(name, TaskKind.TRAIN, blob("b"), None, {}, EXPECTS) for name in (A, B)]
     tasks = store.commit_tasks(run_id, 1, "0" * 64, NOON, new, NOON)
     yield Desk(resources, *tasks)
     resources.threads.close()
@@ -185,7 +185,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("data", "match"),
         [
-            (b"x", "the update has 1 bytes; task 1 expects"),
+            (b"x", "1 bytes are too few for a payload"),
             (bytes(encode(GOOD)) + bytes(8), "is the model the run's"),
             (payload(torch.ones(3, 2), "v"), "delta/v was not asked for"),
             (payload(torch.ones(2, 3)), r"delta/w is float32 \[2, 3\]; the task expects"),

@@ -18,7 +18,7 @@ from coppice.errors import StoreUnusable
 from server import database
 from server.store import Store
 from server.tables import metadata
-from tests.server.store_samples import NOON, SPEC
+from tests.server.store_samples import NOON, SPEC, blob
 
 
 @pytest.fixture
@@ -83,6 +83,50 @@ def test_migrating_again_changes_nothing(store: Store, path: Path) -> None:
     store.close()
     assert path.read_bytes() == before
     assert store.run(run_id).spec == SPEC
+
+
+def test_tasks_of_the_first_version_are_kept(
+    store: Store, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = shutil.copytree(database._MIGRATIONS, tmp_path / "early")
+    for file in (early / "versions").glob("*.py"):
+        if file.name[:4] > "0001":
+            file.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "_MIGRATIONS", early)
+        store.migrate()
+    run_id = store.submit_run(SPEC, NOON)
+    store.start_run(run_id, blob("0"), NOON)
+    store.open_round(run_id, 1, NOON)
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT INTO payload_specs VALUES ('s', '{}')")
+        for task_id, client in ((1, "pi-1"), (2, "pi-2")):
+            connection.execute(
+                "INSERT INTO tasks (task_id, run_id, round_number, kind, client_id, position, "
+                "payload_digest, payload_size_bytes, settings, spec_digest, base_digest, "
+                "deadline_at, closed) "
+                "VALUES (?, ?, 1, 'train', ?, 0, 'p', 9, '{}', 's', 'b', ?, 0)",
+                (task_id, run_id, client, NOON + 60),
+            )
+        connection.execute(
+            "INSERT INTO updates (task_id, digest, size_bytes, num_examples, steps, metrics, "
+            "received_at, counted) VALUES (1, 'u', 3, 10, 5, '{}', ?, 0)",
+            (NOON + 50,),
+        )
+    store.migrate()
+    tasks = store.tasks(run_id, 1)
+    assert [(task.client_id, task.masks, task.deadline_at) for task in tasks] == [
+        ("pi-1", None, NOON + 60),
+        ("pi-2", None, NOON + 60),
+    ]
+    update = store.update(1)
+    assert update is not None
+    # What nobody knows any more: it counts as no time.
+    assert (update.masks, update.offered_at) == (None, NOON + 60)
+    # And the old round goes on.
+    store.store_update(2, blob("c"), 1, 1, {}, NOON + 55)
+    assert len(store.updates(run_id, 1)) == 2
 
 
 def test_a_database_of_a_newer_version_is_refused_and_stays(store: Store, path: Path) -> None:

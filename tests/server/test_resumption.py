@@ -46,7 +46,7 @@ class Past:
     ) -> list[TaskRecord]:
         if kind is TaskKind.TRAIN:
             self.store.open_round(self.run_id, number, NOON)
-        tasks = [NewTask(client, kind, blob("b"), {}, {}) for client in clients]
+        tasks = [NewTask(client, kind, blob("b"), None, {}, {}) for client in clients]
         return self.store.commit_tasks(self.run_id, number, "0" * 64, NOON + 600, tasks, NOON)
 
     def answer(self, *tasks: TaskRecord) -> None:
@@ -126,6 +126,14 @@ class TestOpenRound:
         past.plan(1, A, B)
         _, instructions, _ = past.resume(now=NOON + 10_000)
         assert instructions == [SetDeadline(1, Phase.REPORTING, 0.0)]
+
+    def test_for_one_client_that_was_killed_before_it_was_aggregated_is(self, store: Store) -> None:
+        past = Past(store, run_spec(size=3, quorum=3))
+        past.answer(*past.plan(1, B))
+        past.close(1)
+        machine, instructions, _ = past.resume()
+        assert instructions == [Aggregate(1)]
+        assert (machine.reported, machine.planned) == ([B], 1)
 
     def test_killed_while_it_was_aggregated_is_aggregated_again(self, store: Store) -> None:
         past = Past(store, SPEC)

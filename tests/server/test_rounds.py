@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from coppice.domain import ClientId, TaskKind
@@ -98,6 +100,72 @@ class TestWalk:
             EndRun(RunState.FAILED, "the method gave nobody a task")
         ]
         assert machine.phase is Phase.ENDED
+
+
+class TestReserved:
+    """Rounds that are for one client."""
+
+    def opened(self, *present: ClientId, **cohort: Any) -> RoundMachine:
+        """A machine whose first round is for b, of which these clients are there."""
+        machine = RoundMachine(run_spec(**({"size": 3, "quorum": 2} | cohort)))
+        machine.start()
+        arrive(machine, *present)
+        machine.handle(RoundOpened(1, False, B))
+        return machine
+
+    def test_gathers_the_one_client_whoever_else_is_there(self) -> None:
+        machine = self.opened(A, C, D)
+        assert machine.phase is Phase.GATHERING
+        assert machine.waiting_for == "b, the one client that the round is for"
+        assert arrive(machine, B) == [PlanTasks(1, TaskKind.TRAIN, (B,))]
+
+    def test_begins_at_once_where_the_client_is_there(self) -> None:
+        machine = RoundMachine(SPEC)
+        machine.start()
+        arrive(machine, B)
+        assert machine.handle(RoundOpened(1, False, B)) == [
+            SetDeadline(1, Phase.GATHERING, 30.0),
+            PlanTasks(1, TaskKind.TRAIN, (B,)),
+        ]
+
+    def test_waits_on_when_the_gathering_time_is_over(self) -> None:
+        machine = self.opened(A, C, D)
+        for _ in range(3):
+            told = machine.handle(DeadlinePassed(1, Phase.GATHERING))
+            assert told == [SetDeadline(1, Phase.GATHERING, 30.0)]
+        # It was not for a cohort that it waited.
+        assert not machine.patience_spent
+        assert arrive(machine, B) == [PlanTasks(1, TaskKind.TRAIN, (B,))]
+
+    def test_one_update_is_a_quorum(self) -> None:
+        machine = self.opened(A, B)
+        machine.handle(TasksCommitted(1, (B,)))
+        assert machine.waiting_for == "1 of 1: b"
+        assert machine.handle(UpdateStored(1, B)) == [Aggregate(1)]
+
+    @pytest.mark.parametrize(
+        "end", [DeadlinePassed(1, Phase.REPORTING), UpdateRejected(1, B), ClientGone(B)]
+    )
+    def test_without_its_one_update_fails(self, end: Event) -> None:
+        machine = self.opened(A, B)
+        machine.handle(TasksCommitted(1, (B,)))
+        assert machine.handle(end) == [
+            FailRound(1, "0 updates came, 1 are needed"),
+            OpenRound(2),
+        ]
+
+    def test_next_round_is_a_cohort_s_again(self) -> None:
+        machine = self.opened(A, B, C)
+        tell(machine, TasksCommitted(1, (B,)), UpdateStored(1, B))
+        assert machine.handle(RoundCommitted(1, False)) == [OpenRound(2)]
+        arrive(machine, B)
+        cohort = wanted(machine, A, B, C)
+        assert PlanTasks(2, TaskKind.TRAIN, cohort) in machine.handle(RoundOpened(2, False))
+
+    def test_client_that_goes_is_waited_for(self) -> None:
+        machine = self.opened(A)
+        assert tell(machine, ClientGone(A), ClientGone(B)) == []
+        assert arrive(machine, B) == [PlanTasks(1, TaskKind.TRAIN, (B,))]
 
 
 class TestDeadlines:

@@ -348,14 +348,27 @@ class TestResume:
 
     def test_with_its_tasks_closed_the_round_is_aggregated(self) -> None:
         machine = RoundMachine(SPEC)
-        assert machine.resume_closed(2, [A, B]) == [Aggregate(2)]
+        assert machine.resume_closed(2, [A, B], 2) == [Aggregate(2)]
         assert machine.handle(RoundCommitted(2, False)) == [
             EndRun(RunState.FINISHED, "all 2 rounds are done")
         ]
 
+    def test_with_fewer_tasks_than_a_quorum_all_of_them_are_enough(self) -> None:
+        spec = run_spec(size=3, quorum=2)
+        assert RoundMachine(spec).resume_closed(1, [A], 1) == [Aggregate(1)]
+        assert RoundMachine(spec).resume_closed(1, [A], 2) == [
+            FailRound(1, "1 updates came, 2 are needed"),
+            OpenRound(2),
+        ]
+        machine = RoundMachine(spec)
+        assert machine.resume_reporting(1, [A], [], 12.5, TaskKind.TRAIN) == [
+            SetDeadline(1, Phase.REPORTING, 12.5)
+        ]
+        assert machine.handle(UpdateStored(1, A)) == [Aggregate(1)]
+
     def test_with_its_tasks_closed_without_quorum_the_round_fails(self) -> None:
         machine = RoundMachine(SPEC)
-        assert machine.resume_closed(1, []) == [
+        assert machine.resume_closed(1, [], 2) == [
             FailRound(1, "0 updates came, 1 are needed"),
             OpenRound(2),
         ]

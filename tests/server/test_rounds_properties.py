@@ -42,7 +42,7 @@ clients = st.sampled_from(CLIENTS)
 numbers = st.integers(0, ROUNDS + 1)
 plans = st.lists(clients, unique=True).map(tuple)
 events = st.one_of(
-    st.builds(RoundOpened, numbers, st.booleans()),
+    st.builds(RoundOpened, numbers, st.booleans(), st.none() | clients),
     st.builds(ClientArrived, clients),
     st.builds(ClientGone, clients),
     st.builds(TasksCommitted, numbers, plans),
@@ -73,7 +73,9 @@ def beginnings(draw: st.DrawFn) -> tuple[RoundMachine, list[Instruction]]:
         case "start":
             return machine, machine.start(number - 1)
         case "aggregate":
-            return machine, machine.resume_closed(number, draw(plans))
+            reported = draw(plans)
+            planned = len(reported) + draw(st.integers(0, 2))
+            return machine, machine.resume_closed(number, reported, planned)
         case kind:
             plan = draw(st.lists(clients, unique=True, min_size=1))
             answered = draw(st.integers(0, len(plan)))
@@ -134,6 +136,8 @@ class Watcher:
                     if kind is TaskKind.TRAIN:
                         assert machine.present.issuperset(cohort)
                         assert len(cohort) <= machine.spec.cohort.planned
+                        assert machine.reserved_for in (None, *cohort)
+                        assert machine.reserved_for is None or len(cohort) == 1
 
 
 @given(beginnings(), st.lists(events, max_size=60), st.none() | st.integers(0, 60))
@@ -155,6 +159,8 @@ class World:
     watcher: Watcher
     has_terms: bool
     server_evaluates: bool
+    #: Whom the rounds are for, the first one first; after these, a cohort.
+    reserved: list[ClientId]
     draw: st.DataObject
     answers: list[Event] = field(default_factory=list)
     evaluations: list[Event] = field(default_factory=list)
@@ -165,7 +171,8 @@ class World:
         for instruction in instructions:
             match instruction:
                 case OpenRound(number):
-                    self.answers.append(RoundOpened(number, self.has_terms))
+                    reserved = self.reserved.pop(0) if self.reserved else None
+                    self.answers.append(RoundOpened(number, self.has_terms, reserved))
                 case SetDeadline(number, phase, _):
                     self.deadline = DeadlinePassed(number, phase)
                 case PlanTasks(number, _, cohort):
@@ -239,13 +246,25 @@ class World:
                 self.tasks.discard(client)
 
 
-@given(specs, st.booleans(), st.booleans(), st.integers(0, 50), st.data())
+@given(
+    specs,
+    st.booleans(),
+    st.booleans(),
+    st.lists(clients, max_size=2),
+    st.integers(0, 50),
+    st.data(),
+)
 def test_run_ends_exactly_once_whatever_clients_do(
-    spec: RunSpec, has_terms: bool, server_evaluates: bool, steps: int, data: st.DataObject
+    spec: RunSpec,
+    has_terms: bool,
+    server_evaluates: bool,
+    reserved: list[ClientId],
+    steps: int,
+    data: st.DataObject,
 ) -> None:
     machine = RoundMachine(spec)
     first = machine.start()
-    world = World(Watcher(machine, first), has_terms, server_evaluates, data)
+    world = World(Watcher(machine, first), has_terms, server_evaluates, reserved, data)
     world.carry_out(first)
     for _ in range(steps):
         world.step()

@@ -11,6 +11,7 @@ import pytest
 
 from coppice import tree
 from coppice.errors import InvalidMessage, RoundClosed
+from coppice.tensors import dense_group
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire import payload as wire
 from server import coordinator
@@ -218,7 +219,7 @@ class TestTerms:
         while not (reply := await device.poll()).HasField("terms"):
             assert reply.HasField("run"), reply
         data = await device.fetch(reply.terms.payload)
-        offered = int(wire.decode(data)["offer"]["round"])
+        offered = int(dense_group(wire.decode(data), "offer")["round"])
         assert offered == reply.terms.round_number
         device.choice = pb.Choice(
             round_number=reply.terms.round_number, values_json=f'{{"number": {offered * 10}}}'

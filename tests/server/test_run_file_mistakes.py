@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from coppice.domain import CohortSpec, DataSpec, EvaluationSpec, ModelSpec, StopSpec
+from coppice.domain import CohortSpec, DataSpec, EvaluationSpec, ModelSpec, StopSpec, WireSpec
+from coppice.method import method_names
 from coppice.methods.fedavg.settings import Settings
 from tests.server.run_file_samples import TEXT, WITHOUT_APP, changed, mistakes
 
@@ -19,19 +20,22 @@ SECTIONS: dict[str, Any] = {
     "cohort": CohortSpec,
     "stop": StopSpec,
     "evaluation": EvaluationSpec,
+    "wire": WireSpec,
 }
+
+METHODS = ", ".join(map(repr, method_names()))
 
 
 class TestUnknownKeys:
     def test_top_level_lists_what_is_allowed(self) -> None:
         assert mistakes(changed("seed = 1", "sede = 1")) == [
-            "sede: is not a key; allowed are name, seed, model, data, app, method, cohort, stop, "
-            "evaluation, warm_start"
+            "sede: is not a key; allowed are name, seed, model, data, app, method, wire, cohort, "
+            "stop, evaluation, warm_start"
         ]
 
     @pytest.mark.parametrize("section", SECTIONS)
     def test_section_lists_what_is_allowed(self, section: str) -> None:
-        text = changed("[stop]", "[evaluation]\n[stop]")
+        text = changed("[stop]", "[evaluation]\n[wire]\n[stop]")
         text = changed(f"[{section}]\n", f"[{section}]\nnonsense = 1\n", text=text)
         allowed = ", ".join(field.name for field in fields(SECTIONS[section]))
         assert mistakes(text) == [f"{section}.nonsense: is not a key; allowed are {allowed}"]
@@ -61,7 +65,7 @@ class TestMissing:
             (changed("size = 3", ""), ["cohort.size: is missing"]),
             (changed("[cohort]\nsize = 3", ""), ["cohort: is missing"]),
             (changed("[stop]\nrounds = 20", ""), ["stop: is missing"]),
-            (changed('name = "fedavg"', ""), ["method.name: is missing; allowed are 'fedavg'"]),
+            (changed('name = "fedavg"', ""), [f"method.name: is missing; allowed are {METHODS}"]),
             (changed("input_shape = [1, 8, 8]", ""), ["data.input_shape: is missing"]),
             (changed('[model]\nname = "mlp"', ""), ["a run needs [model] and [data], or an app"]),
             (WITHOUT_APP, ["a run needs [model] and [data], or an app"]),
@@ -128,8 +132,8 @@ WRONG: list[tuple[Change, str]] = [
     ),
     (('["a", "b"]', '["a", "a"]'), "data.classes names a class twice"),
     (('["a", "b"]', '"ab"'), "data.classes: is 'ab'; input should be a valid array"),
-    (('"fedavg"', '"fedvag"'), "method.name: is 'fedvag'; allowed are 'fedavg'"),
-    (('"fedavg"', "['fedavg']"), "method.name: is ['fedavg']; allowed are 'fedavg'"),
+    (('"fedavg"', '"fedvag"'), f"method.name: is 'fedvag'; allowed are {METHODS}"),
+    (('"fedavg"', "['fedavg']"), f"method.name: is ['fedavg']; allowed are {METHODS}"),
     (("local_epochs = 1", ""), "method: give one of local_steps and local_epochs"),
     (
         ("local_epochs = 1", "local_epochs = 1\nlocal_steps = 1"),
@@ -143,6 +147,26 @@ WRONG: list[tuple[Change, str]] = [
         ("local_epochs = 1", 'local_epochs = 1\nschedule = "linear"'),
         "method.schedule: is 'linear'; "
         "input should be 'constant', 'exponential', 'step' or 'cosine'",
+    ),
+    (
+        ("[stop]", '[wire]\nup = "float64"\n[stop]'),
+        "wire.up: is 'float64'; input should be 'float32', 'float16', 'bfloat16' or 'int8'",
+    ),
+    (
+        ("[stop]", "[wire]\ncompress = 1.5\n[stop]"),
+        "wire.compress: is 1.5; input should be a valid boolean",
+    ),
+    (
+        (
+            '"fedavg"\nlocal_epochs = 1',
+            '"prunefl"\nlocal_epochs = 1\nimportance = "every_round"\n[wire]\nup = "int8"',
+        ),
+        'method: importance = "every_round" reads gradients off the updates: set wire.up to '
+        '"float32", or importance = "last_step"',
+    ),
+    (
+        ('"fedavg"\nlocal_epochs = 1', '"prunefl"\nlocal_epochs = 1\nmax_density = 0'),
+        "method.max_density: is 0; input should be greater than 0",
     ),
 ]
 

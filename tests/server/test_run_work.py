@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from coppice import tree
 from coppice.app import build_model, make_app
-from coppice.domain import BlobRef, Participant, RunSpec, TaskKind
+from coppice.domain import BlobRef, MethodSpec, Metrics, Participant, RunSpec, TaskKind
 from coppice.errors import InvalidPayload, UnknownBlob
+from coppice.method import Update
 from coppice.methods.fedavg.server import State
-from coppice.model_file import load_model, read_info
-from coppice.tensors import Payload, Tensors, buffers_of, parameters_of
+from coppice.model_file import load_model, load_weights, read_info
+from coppice.sparse import SparseTensor
+from coppice.tensors import (
+    Payload,
+    Tensors,
+    Weights,
+    buffers_of,
+    dense_group,
+    dense_tensors,
+    parameters_of,
+    weight_group,
+)
 from coppice.wire import payload as wire
+from coppice.wire.exchange import Known, known_masks
 from server.blobs import Blobs
 from server.records import NewTask, UpdateRecord
 from server.run_work import RunWork
-from tests.server.run_samples import CAPABILITY, SPEC, A, B
+from tests.server import toy_method
+from tests.server.host import filled
+from tests.server.run_samples import CAPABILITY, SPEC, A, B, on_masks
+from tests.server.store_samples import NOON
 from tests.server.toy_method import Toy
 
 COHORT = [Participant(name, CAPABILITY, 10) for name in (B, A)]
@@ -52,6 +68,36 @@ def equal(left: Tensors, right: Tensors) -> bool:
     )
 
 
+def sent_to(blobs: Blobs, task: NewTask, group: str) -> Tensors:
+    """A group of dense tensors in a task's payload."""
+    return dense_group(wire.decode(blobs.read(task.payload.digest)), group)
+
+
+def masks_of(blobs: Blobs, task: NewTask) -> Known:
+    """What a device knows that has fetched the task's masks."""
+    assert task.masks is not None
+    return known_masks(wire.decode(blobs.read(task.masks.digest)))
+
+
+def models(work: RunWork) -> Mapping[str, Weights]:
+    """The models in the newest state."""
+    return work._half.models(work._state)
+
+
+def record(task_id: int, task: NewTask, ref: BlobRef, **fields: Any) -> UpdateRecord:
+    """The stored answer to a task, ten seconds after its offer."""
+    needed: dict[str, Any] = {
+        "num_examples": 10,
+        "steps": 1,
+        "metrics": {"loss": 1.0},
+        "masks": task.masks,
+        "offered_at": NOON,
+        "received_at": NOON + 10,
+        "counted": False,
+    }
+    return UpdateRecord(task_id, task.client_id, ref, **(needed | fields))
+
+
 def answers(blobs: Blobs, tasks: list[NewTask], **values: float) -> Iterator[UpdateRecord]:
     """Updates whose every number is the client's value."""
     for position, task in enumerate(tasks):
@@ -62,7 +108,7 @@ def answers(blobs: Blobs, tasks: list[NewTask], **values: float) -> Iterator[Upd
             for group, spec in task.expects.items()
         }
         ref = blobs.put(wire.encode(payload))
-        yield UpdateRecord(position + 1, task.client_id, ref, 10, 1, {"loss": 1.0}, 0.0, False)
+        yield record(position + 1, task, ref)
 
 
 class TestState:
@@ -86,8 +132,7 @@ class TestState:
         other = RunWork(replace(SPEC, seed=8), blobs).init_state(None)
         work.load_state(other)
         (task, _) = work.plan(TaskKind.TRAIN, COHORT, 1)
-        sent = wire.decode(blobs.read(task.payload.digest))["parameters"]
-        assert equal(sent, state_in(blobs, other).parameters)
+        assert equal(sent_to(blobs, task, "parameters"), state_in(blobs, other).parameters)
 
     def test_that_is_gone_or_damaged_is_an_error(self, work: RunWork, blobs: Blobs) -> None:
         with pytest.raises(UnknownBlob):
@@ -119,10 +164,7 @@ class TestPlan:
         work = RunWork(SPEC, blobs)
         work.init_state(None)
         first, second = work.plan(TaskKind.TRAIN, COHORT, 1)
-        assert [
-            float(wire.decode(blobs.read(task.payload.digest))["own"]["x"])
-            for task in (first, second)
-        ] == [0.0, 1.0]
+        assert [float(sent_to(blobs, task, "own")["x"]) for task in (first, second)] == [0.0, 1.0]
 
     @pytest.mark.parametrize("kind", [TaskKind.EVALUATE, TaskKind.KEEP])
     def test_of_other_kinds_brings_the_model_after_the_round_and_expects_metrics_only(
@@ -133,8 +175,7 @@ class TestPlan:
         for task in work.plan(kind, COHORT, 1):
             assert task.kind is kind
             assert task.expects == {}
-            sent = wire.decode(blobs.read(task.payload.digest))["parameters"]
-            assert equal(sent, state_in(blobs, ref).parameters)
+            assert equal(sent_to(blobs, task, "parameters"), state_in(blobs, ref).parameters)
 
 
 class TestAggregate:
@@ -160,17 +201,115 @@ class TestAggregate:
         assert work.aggregate([], 1) == (before, {})
 
 
-class TestTerms:
-    def test_are_stored_where_there_are_any(
+class TestMasks:
+    @pytest.fixture
+    def spec(self, blobs: Blobs, tmp_path: Path) -> RunSpec:
+        return on_masks(blobs, tmp_path)
+
+    def updates(self, blobs: Blobs, tasks: list[NewTask]) -> Iterator[UpdateRecord]:
+        """Updates on the masks of their tasks, each full of its client's number."""
+        for number, task in enumerate(tasks, 1):
+            known = masks_of(blobs, task)
+            payload = filled(task.expects, float(number), known)
+            yield record(number, task, blobs.put(wire.encode(payload, known=known)))
+
+    def test_are_stored_once_beside_the_payload(self, blobs: Blobs, spec: RunSpec) -> None:
+        work = RunWork(spec, blobs)
+        work.init_state(None)
+        first, second = work.plan(TaskKind.TRAIN, COHORT, 1)
+        assert first.masks is not None
+        assert first.masks == second.masks != first.payload
+        known = masks_of(blobs, first)
+        with pytest.raises(InvalidPayload, match="which is not here"):
+            wire.decode(blobs.read(first.payload.digest))
+        sent = wire.decode(blobs.read(first.payload.digest), known=known)
+        state = models(work)["global"]
+        for name, item in weight_group(sent, "parameters").items():
+            if isinstance(item, SparseTensor):
+                whole = state[name]
+                assert isinstance(whole, SparseTensor)
+                assert item.mask == whole.mask
+                assert torch.equal(item.values, whole.values)
+        later = work.plan(TaskKind.TRAIN, COHORT, 2)
+        assert {task.masks for task in later} == {first.masks}
+
+    def test_are_known_to_who_folds_after_a_restart(self, blobs: Blobs, spec: RunSpec) -> None:
+        work = RunWork(spec, blobs)
+        before = work.init_state(None)
+        folded = list(self.updates(blobs, work.plan(TaskKind.TRAIN, COHORT, 1)))
+        after, _ = work.aggregate(folded, 1)
+        again = RunWork(spec, blobs)
+        again.load_state(before)
+        assert again.aggregate(folded, 1)[0] == after
+        moved = dense_tensors(models(again)["global"])
+        started = RunWork(spec, blobs)
+        started.load_state(before)
+        for name, item in models(started)["global"].items():
+            if isinstance(item, SparseTensor):
+                expected = item.dense() + 1.5 * item.mask.bits
+                assert torch.allclose(moved[name], expected)
+
+    def test_that_are_gone_are_an_error(self, blobs: Blobs, spec: RunSpec) -> None:
+        work = RunWork(spec, blobs)
+        work.init_state(None)
+        (task, *_) = work.plan(TaskKind.TRAIN, COHORT, 1)
+        (update, *_) = self.updates(blobs, [task])
+        with pytest.raises(UnknownBlob):
+            work.aggregate([replace(update, masks=BlobRef("0" * 64, 1))], 1)
+        with pytest.raises(InvalidPayload, match="which is not here"):
+            work.aggregate([replace(update, masks=None)], 1)
+
+    def test_are_saved_with_the_model(self, blobs: Blobs, spec: RunSpec, tmp_path: Path) -> None:
+        work = RunWork(spec, blobs)
+        path = tmp_path / "model.safetensors"
+        assert work.export(work.init_state(None), path, 1, {})
+        found = [item for item in load_weights(path).values() if isinstance(item, SparseTensor)]
+        assert len(found) == 2
+
+
+class TestSeconds:
+    def test_of_an_update_are_from_the_offer_to_the_stored_answer(
+        self, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[float | None] = []
+
+        class Noting(Toy):
+            def aggregate(
+                self, state: toy_method.State, updates: Iterable[Update], round_number: int
+            ) -> tuple[toy_method.State, Metrics]:
+                seen.extend(update.seconds for update in updates)
+                return state, {}
+
+        monkeypatch.setattr("server.run_work.server_half", lambda _: Noting())
+        work = RunWork(SPEC, blobs)
+        work.init_state(None)
+        (task, *_) = work.plan(TaskKind.TRAIN, COHORT, 1)
+        ref = blobs.put(wire.encode({"part": {"x": torch.zeros(1)}}))
+        # The clock may have been set back meanwhile.
+        times = (NOON + 12.5, NOON, NOON - 400)
+        work.aggregate([record(1, task, ref, received_at=time) for time in times], 1)
+        assert seen == [12.5, 0.0, 0.0]
+
+
+class TestOpening:
+    def test_stores_the_terms_where_there_are_any(
         self, work: RunWork, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert work.terms(1) is None
+        assert work.opening(1) == (None, None)
         monkeypatch.setattr("server.run_work.server_half", lambda _: Toy())
         toy = RunWork(SPEC, blobs)
         toy.init_state(None)
-        ref = toy.terms(3)
+        ref, reserved_for = toy.opening(3)
         assert ref is not None
-        assert int(wire.decode(blobs.read(ref.digest))["offer"]["round"]) == 3
+        assert reserved_for is None
+        terms = wire.decode(blobs.read(ref.digest))
+        assert int(dense_group(terms, "offer")["round"]) == 3
+
+    def test_says_for_whom_the_round_is(self, blobs: Blobs) -> None:
+        settings = {"local_steps": 0, "initial_client": B}
+        work = RunWork(replace(SPEC, method=MethodSpec(name="prunefl", settings=settings)), blobs)
+        work.init_state(None)
+        assert work.opening(1) == (None, B)
 
 
 class TestExport:

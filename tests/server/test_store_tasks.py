@@ -55,6 +55,7 @@ class TestTasks:
             kind=TaskKind.TRAIN,
             position=0,
             payload=blob("b", 100),
+            masks=None,
             settings={"seed": 3},
             expects=EXPECTS,
             base="0" * 64,
@@ -65,6 +66,23 @@ class TestTasks:
         assert store.task(tasks[1].task_id) == tasks[1]
         assert store.tasks(run_id, 1, TaskKind.EVALUATE) == []
         assert list(tasks[0].expects["delta"]) == ["w", "b"]
+
+    def test_a_task_names_its_masks_and_its_update_does_too(self, store: Store) -> None:
+        run_id = start(store)
+        masks = blob("a", 7)
+        new = [dataclasses.replace(new_task("pi-1"), masks=masks), new_task("pi-2")]
+        with_masks, without = store.commit_tasks(run_id, 1, "0" * 64, NOON + 60, new, NOON + 3)
+        assert (with_masks.masks, without.masks) == (masks, None)
+        assert store.task(with_masks.task_id) == with_masks
+        for task, expected in ((with_masks, masks), (without, None)):
+            update = store.store_update(task.task_id, blob("c"), 1, 1, {}, NOON + 8)
+            assert (update.masks, update.offered_at, update.received_at) == (
+                expected,
+                NOON + 3,
+                NOON + 8,
+            )
+            assert store.update(task.task_id) == update
+        assert [update.masks for update in store.updates(run_id, 1)] == [masks, None]
 
     def test_tasks_may_expect_different_things(self, store: Store) -> None:
         run_id = start(store)
@@ -185,6 +203,20 @@ class TestLiveBlobs:
         during = {"0" * 64, "b" * 64, "c" * 64}
         assert store.live_blobs() == during
         store.close_tasks(run_id, 1, TaskKind.TRAIN, 300, NOON)
+        assert store.live_blobs() == during
+        store.commit_round(run_id, 1, blob("1"), {}, [task.task_id], NOON)
+        assert store.live_blobs() == {"1" * 64}
+
+    def test_masks_live_as_long_as_their_round(self, store: Store) -> None:
+        run_id = start(store)
+        new = [dataclasses.replace(new_task("pi-1"), masks=blob("a"))]
+        (task,) = store.commit_tasks(run_id, 1, "0" * 64, NOON, new, NOON)
+        assert store.live_blobs() == {"0" * 64, "a" * 64, "b" * 64}
+        store.store_update(task.task_id, blob("c"), 1, 1, {}, NOON)
+        during = {"0" * 64, "a" * 64, "b" * 64, "c" * 64}
+        assert store.live_blobs() == during
+        store.close_tasks(run_id, 1, TaskKind.TRAIN, 0, NOON)
+        # Who folds needs them to read the updates.
         assert store.live_blobs() == during
         store.commit_round(run_id, 1, blob("1"), {}, [task.task_id], NOON)
         assert store.live_blobs() == {"1" * 64}

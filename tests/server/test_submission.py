@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 
 from coppice.app import app_digest, build_model, make_app
 from coppice.errors import AppError, CoppiceError, DataError, RunFileError
+from coppice.masks import fully_masked, prunable_names
+from coppice.model_file import ModelInfo, save_model
 from coppice.tensors import buffers_of, parameters_of
 from server.coordinator import Coordinator
 from server.records import RunRecord
@@ -163,12 +165,37 @@ class TestWarmStart:
         text = counter.refused(RunFileError, run_file('warm_start = "start.safetensors"'))
         assert text.startswith(f"warm_start: {counter.folder}/start.safetensors")
 
+    def test_with_a_damaged_mask_is_refused(self, counter: Counter) -> None:
+        masks = {"w#mask": torch.zeros(9, dtype=torch.uint8)}
+        self.save(counter, w=torch.zeros(3), **masks)
+        text = counter.refused(RunFileError, run_file('warm_start = "start.safetensors"'))
+        assert text.startswith(f"warm_start: {counter.folder}/start.safetensors")
+        assert "w: a mask of shape [3] has 1 bytes" in text
+
     def test_is_stored_after_everything_else_was_tried(self, counter: Counter) -> None:
         model = build_model(make_app(SPEC.workload), 3)
         self.save(counter, **(parameters_of(model) | buffers_of(model)))
         text = run_file('warm_start = "start.safetensors"', '[evaluation]\ndata = "none.npz"')
         # `refused` sees that no blob was left behind.
         counter.refused(DataError, text)
+
+
+class TestMethod:
+    def test_that_does_not_suit_the_model_is_refused(self, counter: Counter) -> None:
+        settings = 'name = "prunefl"\nkeep_dense = ["input.weight"]\n'
+        text = run_file().replace('name = "fedavg"\n', settings)
+        says = counter.refused(RunFileError, text)
+        assert says.startswith("method.keep_dense names 'input.weight'; the weights that can be")
+
+    def test_is_given_the_warm_start(self, counter: Counter) -> None:
+        text = run_file().replace('name = "fedavg"\n', 'name = "lottery"\n')
+        assert "give its file as warm_start" in counter.refused(RunFileError, text)
+        model = build_model(make_app(SPEC.workload), 3)
+        weights = fully_masked(parameters_of(model), prunable_names(model))
+        info = ModelInfo(workload=SPEC.workload, round_number=1, metrics={}, written_by="a test")
+        save_model(counter.folder / "start.safetensors", weights, info)
+        text = text.replace("seed = 7\n", 'seed = 7\nwarm_start = "start.safetensors"\n')
+        assert counter.submit(text).spec.warm_start is not None
 
 
 class TestEvaluationData:

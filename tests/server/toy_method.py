@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coppice.domain import ClientId, Metrics, Participant, TaskKind
 from coppice.method import InitContext, ServerHalf, Task, Update
-from coppice.tensors import Payload, Tensors, TensorSpec
+from coppice.tensors import Payload, Tensors, TensorSpec, dense_group
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Toy(ServerHalf[State]):
     def aggregate(
         self, state: State, updates: Iterable[Update], round_number: int
     ) -> tuple[State, Metrics]:
-        parts = [update.payload["part"]["x"] for update in updates]
+        parts = [dense_group(update.payload, "part")["x"] for update in updates]
         return State(state.total + sum(parts, torch.zeros(1))), {"parts": len(parts)}
 
     def models(self, state: State) -> Mapping[str, Tensors]:

@@ -2,7 +2,7 @@
 
 import { byId, element, svg, whenChanged } from "./elements.js";
 import { last } from "./known.js";
-import { title, value } from "./text.js";
+import { isShare, title, value } from "./text.js";
 
 const HEIGHT = 220;
 const EDGE = { left: 54, right: 10, top: 10, bottom: 26 };
@@ -39,7 +39,7 @@ function plot(metric, series, target, width) {
   let [low, high] = [Math.min(...values), Math.max(...values)];
   const margin = (high - low) * 0.08 || Math.abs(high) * 0.1 || 0.1;
   [low, high] = [low >= 0 ? Math.max(0, low - margin) : low - margin, high + margin];
-  if (/accuracy/.test(metric)) high = Math.min(high, 1);
+  if (isShare(metric)) high = Math.min(high, 1);
   const x = (round) => EDGE.left + ((round - 1) / (lastRound - 1)) * (width - EDGE.left - EDGE.right);
   const y = (number) => EDGE.top + ((high - number) / (high - low)) * (HEIGHT - EDGE.top - EDGE.bottom);
 
@@ -47,7 +47,7 @@ function plot(metric, series, target, width) {
   const newest = series.map((item) => `${item.name} ${value(metric, last(item.points)[1])} after round ${last(item.points)[0]}`);
   picture.setAttribute("aria-label", `${title(metric)} by round: ${newest.join("; ")}`);
   const marks = ticks(low, high, 6);
-  const share = /accuracy/.test(metric) ? 100 : 1;
+  const share = isShare(metric) ? 100 : 1;
   const decimals = Math.max(...marks.map((at) => String(Number((at * share).toPrecision(6))).split(".")[1]?.length ?? 0));
   for (const at of marks) {
     picture.append(

@@ -98,13 +98,17 @@ function drawCharts(shown) {
     { key: "server", name: "server's held-out set", points: measured("server", name) },
     { key: "clients", name: "clients' held-out parts", points: measured("clients", name) },
   ];
-  const training = committed()
-    .filter((item) => Number.isFinite(item.metrics.loss))
-    .map((item) => [item.round_number, item.metrics.loss]);
-  const inTraining = { key: "training", name: "in training", points: training };
+  const ofRounds = (name) =>
+    committed()
+      .filter((item) => Number.isFinite(item.metrics[name]))
+      .map((item) => [item.round_number, item.metrics[name]]);
+  const inTraining = { key: "training", name: "in training", points: ofRounds("loss") };
   drawChart("metric-chart", metric, metric === "loss" ? [...both("loss"), inTraining] : both(metric), shown.spec.stop.target);
   byId("loss-chart").hidden = metric === "loss";
   if (metric !== "loss") drawChart("loss-chart", "loss", [...both("loss"), inTraining], null);
+  const kept = { key: "server", name: "of the weights kept", points: ofRounds("density") };
+  byId("density-chart").hidden = kept.points.length === 0;
+  if (kept.points.length > 0) drawChart("density-chart", "density", [kept], null);
 }
 
 // ---- tables and the log ----
@@ -112,8 +116,8 @@ function drawCharts(shown) {
 function drawRounds(shown) {
   const { metric } = shown.spec.evaluation;
   const results = new Map(judging(shown).map((item) => [item.round_number, item.metrics[metric]]));
-  const others = [...new Set(known.rounds.flatMap((item) => Object.keys(item.metrics)))].slice(0, 4);
-  const names = ["Updates", title(metric), ...others.map((name) => `Training ${name}`), "Sent", "Received", "Seconds"];
+  const others = Object.keys(last(committed())?.metrics ?? {}).slice(0, 4);
+  const names = ["Updates", title(metric), ...others.map((name) => (name === "density" ? "Density" : `Training ${name}`)), "Sent", "Received", "Seconds"];
   const rows = known.rounds.map((item) => ({
     cells: [
       String(item.round_number),

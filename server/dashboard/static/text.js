@@ -18,9 +18,12 @@ export function duration(seconds) {
   return `${Math.round(minutes / 60 / 24)} days`;
 }
 
+/** Whether a metric is from 0 to 1 and shown in per cent. */
+export const isShare = (metric) => /accuracy|^density$/.test(metric);
+
 export function value(metric, number) {
   if (number === null || number === undefined) return "–";
-  if (/accuracy/.test(metric)) return `${(number * 100).toFixed(1)} %`;
+  if (isShare(metric)) return `${(number * 100).toFixed(1)} %`;
   if (number !== 0 && (Math.abs(number) >= 1e5 || Math.abs(number) < 1e-3)) return number.toExponential(2);
   return String(Number(number.toPrecision(4)));
 }
