@@ -1,0 +1,148 @@
+"""PruneFL on the device: training on a mask, and what the weights are worth when it is due."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain, repeat
+
+import torch
+from torch import Tensor, nn
+
+from coppice.domain import derive_seed
+from coppice.method import Local, Task, Update
+from coppice.methods.prunefl.settings import Settings
+from coppice.model_client import ModelClient
+from coppice.sparse import Item, Mask, SparseTensor
+from coppice.tensors import masks_of, weight_group
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Squared gradients of pruned weights since the last reconfiguration; stays on the device."""
+
+    #: On the complements of the masks: sums over the rounds of n · (Σ gradients)².
+    squares: Mapping[str, SparseTensor]
+    #: Sum of n over these rounds.
+    mass: float
+
+
+class Client(ModelClient):
+    """Jiang et al. 2022; which gradients are squared when follows the released code."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._settings = settings
+
+    def run(self, task: Task, local: Local) -> Update:
+        """Train; report importance when the task asks for it."""
+        masks = masks_of(weight_group(task.payload, "parameters"))
+        if "passes" in task.settings:
+            return self._prune_initially(task, local, masks)
+        if self._settings.importance == "every_round":
+            return self._train_and_sum(task, local, masks)
+        if task.settings["report"]:
+            return self._train_and_square_last(task, local, masks)
+        return super().run(task, local)
+
+    def _prune_initially(self, task: Task, local: Local, masks: Mapping[str, Mask]) -> Update:
+        """Passes over a few fixed batches, squaring every step's gradients of kept weights."""
+        batches = self._fixed_batches(local)
+        sums = {name: torch.zeros(mask.count) for name, mask in masks.items()}
+        base = torch.zeros((), dtype=torch.float64)
+
+        def watch(model: nn.Module, is_last: bool) -> None:
+            for name, gradient in _gradients(model):
+                if name in masks:
+                    kept = gradient.reshape(-1).index_select(0, masks[name].positions)
+                    sums[name].addcmul_(kept, kept)
+                else:
+                    base.add_(_square_sum(gradient))
+
+        passes = chain.from_iterable(repeat(batches, int(task.settings["passes"])))
+        model, trained = self.train(task, local, batches=passes, watch=watch)
+        squares = {name: SparseTensor(mask, sums[name]) for name, mask in masks.items()}
+        more = _report(squares, importance=base)
+        accuracy = _accuracy(model, local, torch.cat(batches)) if batches else {}
+        return self.answer(task, local, model, trained, more, accuracy)
+
+    def _fixed_batches(self, local: Local) -> list[Tensor]:
+        # The same ones in each task of the chain.
+        generator = torch.Generator()
+        generator.manual_seed(derive_seed(local.seed, local.client_id, "initial pruning"))
+        settings = self._settings
+        order = torch.randperm(len(local.train), generator=generator)
+        chosen = order[: settings.initial_batches * settings.batch_size]
+        return list(chosen.split(settings.batch_size)) if len(chosen) else []
+
+    def _train_and_square_last(self, task: Task, local: Local, masks: Mapping[str, Mask]) -> Update:
+        """The last step's gradients, squared at once, of kept and pruned weights alike."""
+        weight = float(len(local.train))
+        squares = {name: torch.zeros(mask.shape) for name, mask in masks.items()}
+        base = torch.zeros((), dtype=torch.float64)
+
+        def watch(model: nn.Module, is_last: bool) -> None:
+            for name, gradient in _gradients(model) if is_last else ():
+                if name in masks:
+                    squares[name] = gradient.square().mul_(weight)
+                else:
+                    base.add_(_square_sum(gradient), alpha=weight)
+
+        model, trained = self.train(task, local, watch=watch)
+        more = _report(squares, importance=base)
+        return self.answer(task, local, model, trained, more)
+
+    def _train_and_sum(self, task: Task, local: Local, masks: Mapping[str, Mask]) -> Update:
+        """The sum of the gradients over the steps; kept weights' the server reads off the delta."""
+        sums: dict[str, Tensor] = {}
+
+        def watch(model: nn.Module, is_last: bool) -> None:
+            for name, gradient in _gradients(model):
+                if name in masks:
+                    sums[name] = sums[name].add_(gradient) if name in sums else gradient.clone()
+
+        model, trained = self.train(task, local, watch=watch)
+        buffer = self._grown(local, masks, sums)
+        if not task.settings["report"]:
+            local.private.stage(buffer)
+            return self.answer(task, local, model, trained)
+        local.private.stage(Buffer({}, 0.0))
+        mass = torch.tensor(buffer.mass, dtype=torch.float64)
+        more = _report(buffer.squares, mass=mass)
+        return self.answer(task, local, model, trained, more)
+
+    def _grown(self, local: Local, masks: Mapping[str, Mask], sums: Mapping[str, Tensor]) -> Buffer:
+        """The buffer with this round's gradients; it begins anew when the masks have changed."""
+        weight = float(len(local.train))
+        pruned = {name: mask.complement() for name, mask in masks.items()}
+        buffer = local.private.read(Buffer)
+        if buffer is None or masks_of(buffer.squares) != pruned:
+            zeros = {name: torch.zeros(mask.count) for name, mask in pruned.items()}
+            buffer = Buffer({name: SparseTensor(pruned[name], zeros[name]) for name in pruned}, 0.0)
+        for name, gradient in sums.items():
+            new = SparseTensor.take(gradient, pruned[name]).values
+            buffer.squares[name].values.addcmul_(new, new, value=weight)
+        return Buffer(buffer.squares, buffer.mass + weight)
+
+
+def _report(squares: Mapping[str, Item], **base: Tensor) -> dict[str, Mapping[str, Item]]:
+    return {"importance": squares, "base": base}
+
+
+def _gradients(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [
+        (name, parameter.grad)
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    ]
+
+
+def _square_sum(gradient: Tensor) -> Tensor:
+    return gradient.to(torch.float64).square().sum()
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, local: Local, indices: Tensor) -> Mapping[str, float]:
+    inputs, targets = local.train.batch(indices)
+    metrics = local.app.metrics(model.eval()(inputs), targets)
+    return {"accuracy": metrics["accuracy"]} if "accuracy" in metrics else {}

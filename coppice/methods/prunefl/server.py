@@ -1,0 +1,258 @@
+"""PruneFL on the server: one mask for all, chosen anew every so many rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from coppice.budget import RoundTime
+from coppice.domain import ClientId, Metrics, Participant
+from coppice.errors import RunFileError
+from coppice.masks import density, fully_masked, prunable_names, remask, sparse_weights
+from coppice.method import InitContext, ServerHalf, Task, Update
+from coppice.methods.prunefl.importance import Importance, Tally
+from coppice.methods.prunefl.reconfigure import prune_share, reconfigure
+from coppice.methods.prunefl.settings import Settings
+from coppice.methods.prunefl.timing import Timing
+from coppice.model_server import MeanUpdate, first_model, training_task
+from coppice.sparse import Item, Mask, SparseTensor
+from coppice.tensors import Weights, add, buffers_of, masks_of, parameters_of
+
+
+@dataclass(frozen=True)
+class InitialPruning:
+    """Pruning on one client, as far as it has come."""
+
+    passes: int = 0
+    #: After each reconfiguration.
+    densities: tuple[float, ...] = ()
+    #: Who did the last passes.
+    client: ClientId | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """The global model on its masks, and what the next masks will be chosen by."""
+
+    #: Weights that can be pruned are sparse tensors, all others dense.
+    parameters: Mapping[str, Tensor | SparseTensor]
+    buffers: Mapping[str, Tensor]
+    #: None when it is over.
+    initial: InitialPruning | None
+    importance: Importance = field(default_factory=Importance)
+    timing: Timing = field(default_factory=Timing)
+    #: Rounds of all clients that were committed.
+    rounds: int = 0
+    #: With regrow = "stale", the last value of every weight that was ever pruned.
+    stale: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Server(ServerHalf[State]):
+    """Jiang et al. 2022, with the details of the released code."""
+
+    state_type = State
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def init(self, context: InitContext) -> State:
+        """The first model, everything kept."""
+        model = first_model(context)
+        names = prunable_names(model, self._settings.keep_dense)
+        self._check_round_time(names)
+        return State(
+            parameters=fully_masked(parameters_of(model), names),
+            buffers=buffers_of(model),
+            initial=InitialPruning() if self._settings.initial_passes else None,
+        )
+
+    def reserved_for(self, state: State, round_number: int) -> ClientId | None:
+        """The client that the settings name for initial pruning."""
+        return self._settings.initial_client if state.initial is not None else None
+
+    def plan(
+        self, state: State, cohort: Sequence[Participant], round_number: int
+    ) -> Mapping[ClientId, Task]:
+        """Initial pruning is one client's; then everybody trains, and reports when it is due."""
+        if state.initial is not None:
+            chosen = self._initial_client(state.initial, cohort)
+            return {chosen: self._initial_task(state, state.initial, round_number)}
+        report = self._is_due(state)
+        settings = {
+            "learning_rate": self._settings.learning_rate_in(state.rounds + 1),
+            "report": report,
+        }
+        more = self._reported(state) if report else {}
+        task = training_task(state.parameters, state.buffers, round_number, settings, more)
+        return {participant.client_id: task for participant in cohort}
+
+    def aggregate(
+        self, state: State, updates: Iterable[Update], round_number: int
+    ) -> tuple[State, Metrics]:
+        """Move the kept weights by the mean delta, then reconfigure if it is due."""
+        settings = self._settings
+        due = state.initial is None and self._is_due(state)
+        mean, tally = MeanUpdate(), Tally(state.importance, state.parameters)
+        seen: list[Update] = []
+        for update in updates:
+            mean.add(update)
+            if state.initial is None and settings.importance == "every_round":
+                tally.add_delta(update, settings.learning_rate_in(state.rounds + 1))
+            if state.initial is not None or due:
+                tally.add_report(update)
+            seen.append(replace(update, payload={}))
+        delta = mean.delta()
+        if not delta:
+            return state, {}
+        moved = replace(
+            state,
+            parameters=add(state.parameters, delta),
+            buffers=mean.buffers(state.buffers),
+            timing=state.timing.with_round(seen, self._steps(seen[0])),
+        )
+        metrics = dict(mean.metrics())
+        if state.initial is not None:
+            moved = self._prune_initially(moved, state.initial, tally, seen[0].client_id, metrics)
+        else:
+            moved = replace(moved, rounds=state.rounds + 1)
+            moved = self._reconfigured(moved, tally) if due else self._remembered(moved, tally)
+        metrics["density"] = density(masks_of(moved.parameters).values())
+        return moved, metrics
+
+    def models(self, state: State) -> Mapping[str, Weights]:
+        """The one global model."""
+        return {"global": dict(state.parameters) | dict(state.buffers)}
+
+    # ---- initial pruning ----
+
+    def _initial_client(self, initial: InitialPruning, cohort: Sequence[Participant]) -> ClientId:
+        """The one that is named, the one that has begun, or else the strongest."""
+        there = {participant.client_id: participant.capability for participant in cohort}
+        for client_id in (self._settings.initial_client, initial.client):
+            if client_id is not None and client_id in there:
+                return client_id
+        return max(there, key=lambda name: (there[name].memory_bytes, there[name].num_threads))
+
+    def _initial_task(self, state: State, initial: InitialPruning, round_number: int) -> Task:
+        settings = self._settings
+        passes = min(settings.initial_interval, settings.initial_passes - initial.passes)
+        return training_task(
+            state.parameters,
+            state.buffers,
+            round_number,
+            {"learning_rate": settings.learning_rate_in(1), "passes": passes},
+            {"importance": _kept_only(state.parameters), "base": {"importance": _SCALAR}},
+        )
+
+    def _prune_initially(
+        self,
+        state: State,
+        initial: InitialPruning,
+        tally: Tally,
+        client_id: ClientId,
+        metrics: Mapping[str, float],
+    ) -> State:
+        settings = self._settings
+        passes = min(initial.passes + settings.initial_interval, settings.initial_passes)
+        densities = initial.densities
+        if metrics.get("accuracy", 1.0) >= settings.initial_accuracy:
+            state = self._reconfigured(state, tally)
+            densities = (*densities, density(masks_of(state.parameters).values()))
+        else:
+            state = self._remembered(state, tally)
+        if passes >= settings.initial_passes or self._has_settled(densities):
+            return replace(state, initial=None, importance=Importance())
+        return replace(state, initial=InitialPruning(passes, densities, client_id))
+
+    def _has_settled(self, densities: Sequence[float]) -> bool:
+        last = densities[-self._settings.settled_times - 1 :]
+        changes = [abs(new / old - 1) for old, new in pairwise(last)]
+        return len(changes) == self._settings.settled_times and (
+            max(changes) <= self._settings.settled_within
+        )
+
+    # ---- reconfiguration ----
+
+    def _is_due(self, state: State) -> bool:
+        return (state.rounds + 1) % self._settings.reconfigure_every == 0
+
+    def _reported(self, state: State) -> Mapping[str, Mapping[str, Item]]:
+        """What the updates of a round that reconfigures bring beside the delta."""
+        weights = sparse_weights(state.parameters)
+        if self._settings.importance == "last_step":
+            whole = {name: torch.empty(item.shape, device="meta") for name, item in weights.items()}
+            return {"importance": whole, "base": {"importance": _SCALAR}}
+        pruned = {name: _empty_on(item.mask.complement()) for name, item in weights.items()}
+        return {"importance": pruned, "base": {"mass": _SCALAR}}
+
+    def _remembered(self, state: State, tally: Tally) -> State:
+        if state.initial is None and self._settings.importance == "last_step":
+            return state
+        return replace(state, importance=tally.gathered())
+
+    def _reconfigured(self, state: State, tally: Tally) -> State:
+        settings = self._settings
+        weights = sparse_weights(state.parameters)
+        importance, base = tally.importance()
+        share = settings.prune_share
+        if state.initial is None:
+            share = prune_share(state.rounds, share, settings.prune_half_life)
+        round_time = self._round_time(state)
+        masks = reconfigure(weights, importance, base, round_time, share, settings.max_density)
+        before = density(item.mask for item in weights.values())
+        if before == 1.0 and density(masks.values()) > settings.sparse_below:
+            return replace(state, importance=Importance())
+        stale = self._stale(state, weights)
+        return replace(
+            state,
+            parameters=remask(state.parameters, masks, stale),
+            importance=Importance(),
+            timing=state.timing.under_new_masks(state.parameters),
+            stale=stale,
+        )
+
+    def _check_round_time(self, names: Sequence[str]) -> None:
+        given = self._settings.round_time
+        if given is not None and (unlike := given.seconds_per_weight.keys() ^ set(names)):
+            raise RunFileError(
+                f"method.round_time.seconds_per_weight needs one number for each of "
+                f"{', '.join(names)}; {min(unlike)!r} is missing or none of them"
+            )
+
+    def _round_time(self, state: State) -> RoundTime:
+        if self._settings.round_time is not None:
+            return self._settings.round_time
+        return state.timing.round_time(state.parameters)
+
+    def _stale(self, state: State, weights: Mapping[str, SparseTensor]) -> dict[str, Tensor]:
+        if self._settings.regrow == "zero":
+            return {}
+        stale = {}
+        for name, item in weights.items():
+            last = state.stale[name].clone() if name in state.stale else item.dense()
+            last.view(-1)[item.mask.positions] = item.values
+            stale[name] = last
+        return stale
+
+    def _steps(self, update: Update) -> int:
+        """Local steps of an ordinary round on a client with as many examples as this one."""
+        settings = self._settings
+        if settings.local_steps is not None:
+            return settings.local_steps
+        return (settings.local_epochs or 1) * -(-update.num_examples // settings.batch_size)
+
+
+_SCALAR = torch.zeros((), dtype=torch.float64)
+
+
+def _empty_on(mask: Mask) -> SparseTensor:
+    # Only what it looks like counts.
+    return SparseTensor(mask, torch.empty(mask.count, device="meta"))
+
+
+def _kept_only(parameters: Weights) -> dict[str, SparseTensor]:
+    return {name: _empty_on(item.mask) for name, item in sparse_weights(parameters).items()}

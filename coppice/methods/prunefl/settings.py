@@ -1,0 +1,71 @@
+"""Settings of PruneFL; the defaults are those of the released code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from coppice.budget import RoundTime
+from coppice.domain import ClientId, WireSpec
+from coppice.local_training import LocalTraining
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(LocalTraining):
+    """What a run file may say under [method] with name = "prunefl"."""
+
+    #: Weights (`layer.weight`) that are never pruned.
+    keep_dense: tuple[str, ...] = ()
+
+    #: Most passes of initial pruning; 0 leaves it out.
+    initial_passes: Annotated[int, Ge(0), Le(100_000)] = 1000
+    #: Passes in one task of it, after which the mask is chosen anew.
+    initial_interval: Annotated[int, Ge(1), Le(10_000)] = 50
+    #: Batches of one pass: a fixed set of the client's examples.
+    initial_batches: Annotated[int, Ge(1), Le(10_000)] = 10
+    #: The client that does it; by default the strongest of the cohort.
+    initial_client: ClientId | None = None
+    #: Accuracy on these batches below which nothing is pruned yet; 0 prunes from the first task on.
+    initial_accuracy: Annotated[float, Ge(0), Le(1)] = 0.0
+    #: Initial pruning ends when so many densities in a row changed by no more than this share.
+    settled_within: Annotated[float, Ge(0)] = 0.1
+    settled_times: Annotated[int, Ge(1), Le(1000)] = 5
+
+    #: Rounds from one reconfiguration of the mask to the next.
+    reconfigure_every: Annotated[int, Ge(1)] = 50
+    #: Share of each layer's kept weights that a reconfiguration may take away, halved after every
+    #: `prune_half_life` rounds.
+    prune_share: Annotated[float, Ge(0), Lt(1)] = 0.3
+    prune_half_life: Annotated[float, Gt(0)] = 10_000.0
+    #: Most density that growth may lead to; by default there is no limit.
+    max_density: Annotated[float, Gt(0), Le(1)] | None = None
+    #: The model stays dense until a mask is at most as dense as this.
+    sparse_below: Annotated[float, Gt(0), Le(1)] = 0.9
+    #: What a weight that grows back begins with: 0, or what it had when it was pruned (as the
+    #: released code does).
+    regrow: Literal["zero", "stale"] = "zero"
+    #: Which gradients tell what a weight is worth: those of the last local step of the rounds that
+    #: reconfigure, or the sum over all steps of all rounds (as the released code does), which keeps
+    #: a dense buffer on the device and needs plain SGD.
+    importance: Literal["last_step", "every_round"] = "last_step"
+    #: What a round takes on the slowest client; by default this is measured.
+    round_time: RoundTime | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.importance == "every_round" and not self.is_plain:
+            raise ValueError(
+                'importance = "every_round" reads gradients off the updates, which only plain SGD '
+                "allows: set momentum, weight_decay and proximal to 0, or "
+                'importance = "last_step"'
+            )
+
+    def check_wire(self, wire: WireSpec) -> None:
+        """ValueError when gradients would be read off rounded updates."""
+        if self.importance == "every_round" and wire.up != "float32":
+            raise ValueError(
+                'importance = "every_round" reads gradients off the updates: set wire.up to '
+                '"float32", or importance = "last_step"'
+            )
