@@ -5,35 +5,114 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
+
+import torch
 
 from coppice import tree
 from coppice.app import build_model
-from coppice.domain import ClientId, MethodSpec, Participant, derive_seed
-from coppice.method import InitContext, Local, Task, Update, client_half, server_half
+from coppice.domain import ClientId, MethodSpec, Participant, WireSpec, derive_seed
+from coppice.masks import masked, prunable_names
+from coppice.method import (
+    InitContext,
+    Local,
+    Task,
+    Update,
+    client_half,
+    method_names,
+    server_half,
+)
 from coppice.simulation import MemoryPrivate
+from coppice.sparse import Mask
+from coppice.tensors import Weights, buffers_of, parameters_of
 from coppice.wire.codec import plain_from_json
-from coppice.wire.payload import decode, encode, encoded_size_bytes
+from coppice.wire.exchange import EncodedTask, TaskEncoder, encode_update
+from coppice.wire.payload import check, decode, encode, largest_size_bytes
 from tests.coppice.toys import CAPABILITY, ToyApp, examples, local, with_buffers
 
-#: Settings for methods that cannot do without.
-SETTINGS: Mapping[str, Mapping[str, Any]] = {"fedavg": {"local_steps": 2, "batch_size": 4}}
+_TRAINING: Mapping[str, Any] = {"local_steps": 2, "batch_size": 4}
+_PRUNEFL: Mapping[str, Any] = {
+    **_TRAINING,
+    "reconfigure_every": 2,
+    # What a weight costs is all that a round takes: every reconfiguration prunes.
+    "round_time": {
+        "constant_seconds": 1e-6,
+        "seconds_per_weight": {"0.weight": 1.0, "4.weight": 1.0},
+    },
+}
+_INITIAL: Mapping[str, Any] = {
+    "initial_passes": 4,
+    "initial_interval": 2,
+    "initial_batches": 2,
+    "settled_times": 3,
+}
+
+#: Runs of methods that have more than one way, or cannot do without settings.
+_CASES: Mapping[str, MethodSpec] = {
+    "fedavg": MethodSpec(name="fedavg", settings=_TRAINING),
+    "prunefl, initial pruning": MethodSpec(name="prunefl", settings={**_PRUNEFL, **_INITIAL}),
+    "prunefl, last step": MethodSpec(name="prunefl", settings={**_PRUNEFL, "initial_passes": 0}),
+    "prunefl, every round": MethodSpec(
+        name="prunefl",
+        settings={
+            **_PRUNEFL,
+            "initial_passes": 0,
+            "importance": "every_round",
+            "regrow": "stale",
+        },
+    ),
+    "iterative": MethodSpec(
+        name="iterative",
+        settings={**_TRAINING, "density": 0.25, "pruning_steps": 2, "pruning_rounds": 2},
+    ),
+    "lottery": MethodSpec(name="lottery", settings=_TRAINING),
+    "snip": MethodSpec(name="snip", settings={**_TRAINING, "density": 0.5}),
+}
+#: At least one run of every method there is.
+CASES: Mapping[str, MethodSpec] = {
+    **_CASES,
+    **{
+        name: MethodSpec(name=name)
+        for name in method_names()
+        if name not in {spec.name for spec in _CASES.values()}
+    },
+}
+
+#: Methods that begin with a model that was pruned before.
+_PRUNED_BEFORE = {"lottery"}
 
 SEED = 5
 CLIENTS = [ClientId(f"client-{number}") for number in range(3)]
 
 
 class Fleet:
-    """One run of the method; the caller takes it through its rounds."""
+    """One run of a case; the caller takes it through its rounds."""
 
-    def __init__(self, name: str, seed: int = SEED) -> None:
-        self.spec = MethodSpec(name=name, settings=dict(SETTINGS.get(name, {})))
+    def __init__(self, case: str, seed: int = SEED, wire: WireSpec | None = None) -> None:
+        self.spec = CASES[case]
         self.server = server_half(self.spec)
         self.client = client_half(self.spec)
         self.app = ToyApp(with_buffers)
         self.seed = seed
+        self.wire = wire or WireSpec()
+        self.encoder = TaskEncoder(self.wire, seed)
         self.privates = {client_id: MemoryPrivate() for client_id in CLIENTS}
-        self.state = self.server.init(InitContext(seed, lambda: build_model(self.app, seed)))
+        warm_start = self.pruned() if self.spec.name in _PRUNED_BEFORE else None
+        make_model = partial(build_model, self.app, seed=seed)
+        self.state = self.server.init(InitContext(seed, make_model, warm_start))
+
+    def pruned(self) -> Weights:
+        """A model with every second weight kept."""
+        model = build_model(self.app, 0)
+        parameters = parameters_of(model)
+        masks = {
+            name: Mask.of(
+                torch.arange(parameters[name].numel()).reshape(parameters[name].shape) % 2 == 0
+            )
+            for name in prunable_names(model)
+        }
+        return {**masked(parameters, masks), **buffers_of(model)}
 
     def local(self, client_id: ClientId, round_number: int, **fields: Any) -> Local:
         number = CLIENTS.index(client_id)
@@ -59,17 +138,28 @@ class Fleet:
             cohort.append(Participant(client_id, CAPABILITY, number, choice))
         return self.server.plan(self.state, cohort, round_number)
 
+    def send(self, task: Task) -> EncodedTask:
+        """The task's payload as it travels."""
+        (sent,) = self.encoder.encode([task])
+        return sent
+
     def receive(self, task: Task) -> Task:
         """The task as it arrives; what it expects stays on the server."""
         settings = plain_from_json(json.dumps(tree.to_plain(task.settings)))
-        return Task(task.kind, task.round_number, decode(encode(task.payload)), settings)
+        sent = self.send(task)
+        # A copy, which the device may write into.
+        payload = decode(bytearray(sent.payload), known=sent.known)
+        return Task(task.kind, task.round_number, payload, settings)
 
     def answer(self, client_id: ClientId, task: Task) -> Update:
         """The client's update as it arrives: checked as the server does."""
-        update = self.client.run(self.receive(task), self.local(client_id, task.round_number))
-        data = encode(update.payload)
-        assert len(data) == encoded_size_bytes(task.expects)
-        return dataclasses.replace(update, payload=decode(data, task.expects))
+        device = self.local(client_id, task.round_number)
+        update = self.client.run(self.receive(task), device)
+        known = self.send(task).known
+        data = encode_update(update.payload, known, self.wire, device.private, device.generator)
+        assert len(data) <= largest_size_bytes(task.expects)
+        check(data, task.expects)
+        return dataclasses.replace(update, payload=decode(data, task.expects, known))
 
     def answers(self, round_number: int) -> list[Update]:
         return [self.answer(*item) for item in self.plan(round_number).items()]

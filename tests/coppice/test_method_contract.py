@@ -1,15 +1,10 @@
-"""What every method must do: a folder in `coppice/methods/` is all it takes to be tested here."""
+"""What every method must do; `tests.coppice.fleet.CASES` says with which settings."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import re
-import subprocess
-import sys
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,33 +12,32 @@ from torch import Tensor
 
 from coppice import tree
 from coppice.app import build_model
-from coppice.domain import MethodSpec, TaskKind
-from coppice.errors import InvalidPayload, TaskAbandoned
-from coppice.method import Update, client_half, method_names, server_half, settings_type
-from coppice.tensors import assign
+from coppice.domain import AppSpec, TaskKind, WireSpec, Workload
+from coppice.errors import RunFileError, TaskAbandoned
+from coppice.method import Update, check_wire, client_half, server_half
+from coppice.sparse import SparseTensor
+from coppice.tensors import Payload, assign, dense_tensors, masks_of, weight_group
 from coppice.wire.codec import metrics_from_message
 from coppice.wire.payload import encode
-from tests.coppice.fleet import CLIENTS, SEED, SETTINGS, Fleet
+from tests.coppice.fleet import CASES, CLIENTS, SEED, Fleet
 from tests.coppice.toys import CountingMeter
 
-METHODS_PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
-
-pytestmark = pytest.mark.parametrize("name", method_names())
+pytestmark = pytest.mark.parametrize("case", CASES)
 
 
 # ---- the same again ----------------------------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_bytes(name: str) -> None:
+def test_the_same_seed_gives_the_same_bytes(case: str) -> None:
     torch.manual_seed(1)
-    first = Fleet(name).rounds(3).saved()
+    first = Fleet(case).rounds(3).saved()
     torch.manual_seed(2)
-    assert Fleet(name).rounds(3).saved() == first
-    assert Fleet(name, seed=SEED + 1).rounds(3).saved() != first
+    assert Fleet(case).rounds(3).saved() == first
+    assert Fleet(case, seed=SEED + 1).rounds(3).saved() != first
 
 
-def test_a_run_goes_on_from_its_saved_state_as_if_nothing_had_happened(name: str) -> None:
-    one, other = Fleet(name).rounds(2), Fleet(name).rounds(2)
+def test_a_run_goes_on_from_its_saved_state_as_if_nothing_had_happened(case: str) -> None:
+    one, other = Fleet(case).rounds(2), Fleet(case).rounds(2)
     other.state = tree.load(other.server.state_type, other.saved())
     assert isinstance(one.state, one.server.state_type)
     assert other.saved() == one.saved()
@@ -54,23 +48,32 @@ def test_a_run_goes_on_from_its_saved_state_as_if_nothing_had_happened(name: str
     assert other.saved() == one.saved()
 
 
-def test_the_order_of_updates_changes_next_to_nothing(name: str) -> None:
-    one, other = Fleet(name), Fleet(name)
+def test_the_order_of_updates_changes_next_to_nothing(case: str) -> None:
+    one, other = Fleet(case), Fleet(case)
     updates = one.answers(1)
     one.fold(updates, 1)
     other.fold(reversed(updates), 1)
     models, others = one.server.models(one.state), other.server.models(other.state)
     assert models.keys() == others.keys()
-    for key, tensors in models.items():
-        for tensor, like in ((tensors[item], others[key][item]) for item in tensors):
-            torch.testing.assert_close(tensor, like, rtol=1e-6, atol=1e-6)
+    for key in models:
+        assert masks_of(models[key]) == masks_of(others[key])
+        tensors, like = dense_tensors(models[key]), dense_tensors(others[key])
+        for name in tensors:
+            torch.testing.assert_close(tensors[name], like[name], rtol=1e-6, atol=1e-6)
+
+
+def tensors_in(payload: Payload) -> Iterator[Tensor]:
+    """All of them; of sparse ones the values."""
+    for group in payload:
+        for item in weight_group(payload, group).values():
+            yield item.values if isinstance(item, SparseTensor) else item
 
 
 # ---- what travels ------------------------------------------------------------------------------
 
 
-def test_tasks_and_updates_fit_the_wire(name: str) -> None:
-    fleet = Fleet(name).rounds(1)
+def test_tasks_and_updates_fit_the_wire(case: str) -> None:
+    fleet = Fleet(case).rounds(1)
     plan = fleet.plan(2)
     assert plan.keys() <= set(CLIENTS)
     assert plan
@@ -87,8 +90,8 @@ def test_tasks_and_updates_fit_the_wire(name: str) -> None:
         assert metrics_from_message(update.metrics) == update.metrics
 
 
-def test_a_task_is_left_as_it_came(name: str) -> None:
-    fleet = Fleet(name)
+def test_a_task_is_left_as_it_came(case: str) -> None:
+    fleet = Fleet(case)
     for client_id, task in fleet.plan(1).items():
         received = fleet.receive(task)
         before = encode(received.payload)
@@ -97,33 +100,47 @@ def test_a_task_is_left_as_it_came(name: str) -> None:
         assert encode(received.payload) == before
 
 
+def test_values_are_rounded_on_the_way_or_the_method_says_no(case: str) -> None:
+    wire = WireSpec(down="bfloat16", up="int8", compress=True)
+    app = AppSpec(name="toy.py", digest="0" * 64)
+    workload = Workload(name="toy", app=app, method=CASES[case], wire=wire)
+    try:
+        check_wire(workload)
+    except RunFileError:
+        return
+    fleet = Fleet(case, wire=wire).rounds(3)
+    assert (
+        Fleet(case, wire=wire).rounds(3).saved() == fleet.saved() != Fleet(case).rounds(3).saved()
+    )
+
+
 # ---- the server's half -------------------------------------------------------------------------
 
 
-def test_a_round_without_updates_leaves_the_state_as_it_is(name: str) -> None:
-    fleet = Fleet(name).rounds(1)
+def test_a_round_without_updates_leaves_the_state_as_it_is(case: str) -> None:
+    fleet = Fleet(case).rounds(1)
     before = fleet.saved()
     fleet.fold([], 2)
     assert fleet.saved() == before
 
 
-def test_neither_planning_nor_folding_changes_a_state_in_place(name: str) -> None:
-    fleet = Fleet(name).rounds(1)
+def test_neither_planning_nor_folding_changes_a_state_in_place(case: str) -> None:
+    fleet = Fleet(case).rounds(1)
     state, before = fleet.state, fleet.saved()
     fleet.fold(fleet.answers(2), 2)
     assert tree.save(state) == before != fleet.saved()
 
 
-def test_a_round_may_close_with_some_of_its_updates(name: str) -> None:
-    fleet = Fleet(name)
+def test_a_round_may_close_with_some_of_its_updates(case: str) -> None:
+    fleet = Fleet(case)
     before = fleet.saved()
     metrics = fleet.fold(fleet.answers(1)[:1], 1)
     assert fleet.saved() != before
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_updates_are_folded_one_at_a_time(name: str) -> None:
-    fleet = Fleet(name)
+def test_updates_are_folded_one_at_a_time(case: str) -> None:
+    fleet = Fleet(case)
     plan = list(fleet.plan(1).items()) * 4
     made: list[list[weakref.ref[Tensor]]] = []
     alive: list[int] = []
@@ -133,8 +150,7 @@ def test_updates_are_folded_one_at_a_time(name: str) -> None:
             living = [any(reference() is not None for reference in tensors) for tensors in made]
             alive.append(sum(living))
             update = fleet.answer(client_id, task)
-            groups = update.payload.values()
-            made.append([weakref.ref(tensor) for group in groups for tensor in group.values()])
+            made.append([weakref.ref(tensor) for tensor in tensors_in(update.payload)])
             yield update
 
     fleet.fold(updates(), 1)
@@ -143,8 +159,8 @@ def test_updates_are_folded_one_at_a_time(name: str) -> None:
     assert max(alive) <= 1
 
 
-def test_the_global_model_is_one_that_the_app_can_use(name: str) -> None:
-    fleet = Fleet(name).rounds(1)
+def test_the_global_model_is_one_that_the_app_can_use(case: str) -> None:
+    fleet = Fleet(case).rounds(1)
     models = fleet.server.models(fleet.state)
     if "global" in models:
         assign(build_model(fleet.app, 0), models["global"])
@@ -153,8 +169,8 @@ def test_the_global_model_is_one_that_the_app_can_use(name: str) -> None:
 # ---- the client's half -------------------------------------------------------------------------
 
 
-def test_a_device_that_started_again_gives_the_same_update(name: str) -> None:
-    fleet = Fleet(name).rounds(2)
+def test_a_device_that_started_again_gives_the_same_update(case: str) -> None:
+    fleet = Fleet(case).rounds(2)
     for client_id, task in fleet.plan(3).items():
         first = encode(fleet.answer(client_id, task).payload)
         fleet.client = client_half(fleet.spec)
@@ -162,18 +178,18 @@ def test_a_device_that_started_again_gives_the_same_update(name: str) -> None:
         assert encode(fleet.answer(client_id, task).payload) == first
 
 
-def test_a_task_that_is_no_longer_wanted_is_given_up(name: str) -> None:
-    fleet = Fleet(name)
+def test_a_task_that_is_no_longer_wanted_is_given_up(case: str) -> None:
+    fleet = Fleet(case)
     client_id, task = next(iter(fleet.plan(1).items()))
     with pytest.raises(TaskAbandoned):
         fleet.client.run(fleet.receive(task), fleet.local(client_id, 1, meter=CountingMeter(1)))
     # And nothing of it shows in the next.
     again = encode(fleet.answer(client_id, task).payload)
-    assert again == encode(Fleet(name).answer(client_id, task).payload)
+    assert again == encode(Fleet(case).answer(client_id, task).payload)
 
 
-def test_a_device_evaluates_what_it_gets_and_has_a_model_or_none(name: str) -> None:
-    fleet = Fleet(name).rounds(1)
+def test_a_device_evaluates_what_it_gets_and_has_a_model_or_none(case: str) -> None:
+    fleet = Fleet(case).rounds(1)
     for client_id, task in fleet.plan(2).items():
         device, received = fleet.local(client_id, 2), fleet.receive(task)
         metrics = fleet.client.evaluate(received, device)
@@ -182,42 +198,3 @@ def test_a_device_evaluates_what_it_gets_and_has_a_model_or_none(name: str) -> N
         kept = fleet.client.model(received, device)
         if kept is not None:
             assign(build_model(fleet.app, 0), kept)
-
-
-# ---- the folder --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("half", ["client", "server"])
-def test_a_process_imports_one_half_of_one_method(name: str, half: str) -> None:
-    spec = f"MethodSpec(name={name!r}, settings={dict(SETTINGS.get(name, {}))})"
-    code = (
-        "import sys\n"
-        "from coppice.domain import MethodSpec\n"
-        f"from coppice.method import {half}_half\n"
-        f"{half}_half({spec})\n"
-        "print(*(m for m in sys.modules if m.startswith('coppice.methods.')))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=100
-    )
-    loaded = done.stdout.split()
-    other = {"client": "server", "server": "client"}[half]
-    assert f"coppice.methods.{name}.{half}" in loaded
-    assert f"coppice.methods.{name}.{other}" not in loaded
-    assert {module.split(".")[2] for module in loaded} == {name}
-
-
-def test_settings_refuse_keys_that_they_do_not_have(name: str) -> None:
-    spec = MethodSpec(name=name, settings={**SETTINGS.get(name, {}), "no_such_key": 1})
-    for half in (server_half, client_half):
-        with pytest.raises(InvalidPayload, match="Settings has no no_such_key"):
-            half(spec)
-    assert dataclasses.is_dataclass(settings_type(name))
-
-
-def test_the_documentation_explains_the_method_and_its_settings(name: str) -> None:
-    sections = re.split(r"^## ", METHODS_PAGE.read_text(), flags=re.M)
-    own = [text for text in sections if f'"{name}"' in text.partition("\n")[0]]
-    assert len(own) == 1, f"docs/methods.md needs one heading with {name!r} in it"
-    for field in dataclasses.fields(settings_type(name)):
-        assert f"`{field.name}`" in own[0], field.name

@@ -1,0 +1,13 @@
+"""Iterative magnitude pruning on the device: training on the masks that come."""
+
+from __future__ import annotations
+
+from coppice.methods.iterative.settings import Settings
+from coppice.model_client import ModelClient
+
+
+class Client(ModelClient):
+    """Trains and sends the difference; the server prunes."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
