@@ -10,7 +10,7 @@ from pathlib import Path
 
 #: Each is a module of this package with `DESCRIPTION`, `add_arguments(parser)` and
 #: `run(arguments) -> list of cases`, which prints its table itself.
-SCENARIOS = ("coordination", "fashion")
+SCENARIOS = ("coordination", "fashion", "prunefl", "prunefl-wire", "wire")
 
 
 def main() -> int:
@@ -20,7 +20,9 @@ def main() -> int:
     commands.add_parser("list", help="the scenarios, a line each")
     run = commands.add_parser("run", help="run one scenario")
     scenarios = run.add_subparsers(dest="scenario", required=True, metavar="SCENARIO")
-    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in SCENARIOS}
+    modules = {
+        name: importlib.import_module(f"benchmarks.{name.replace('-', '_')}") for name in SCENARIOS
+    }
     for name, module in modules.items():
         scenario = scenarios.add_parser(name, help=module.DESCRIPTION)
         scenario.add_argument(

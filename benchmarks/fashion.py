@@ -10,18 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.fashion_data import DATA, add_data_argument, deal_out, read_both
 from benchmarks.processes import RunningServer, all_started, server
-from coppice.domain import DataSpec
-from coppice.partition import DirichletPartitioner
-from coppice.readers import read
 from server.printing import size, table
 
 DESCRIPTION = "conv2 on Fashion-MNIST, non-IID clients: accuracy and seconds of every round"
 
-_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
-    "Ankle boot",
-)  # fmt: skip
 _TIMEOUT_SECONDS = 6 * 3600.0
 
 _RUN = """\
@@ -53,12 +47,7 @@ rounds = {rounds}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What can be chosen."""
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path("../shared/data/fashion_mnist"),
-        help="folder of the four IDX files (default: %(default)s)",
-    )
+    add_data_argument(parser)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--alpha", type=float, default=0.5, help="of the Dirichlet split")
@@ -69,8 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One run, start to end. Returns a case a round."""
-    if not arguments.data.is_dir():
-        raise SystemExit(f"there is no folder {arguments.data}: name it with --data")
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         _deal_out(arguments, folder)
@@ -89,13 +76,11 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _deal_out(arguments: argparse.Namespace, folder: Path) -> None:
-    spec = DataSpec(classes=_CLASSES, input_shape=(1, 28, 28))
-    train = read(arguments.data / "train-images-idx3-ubyte.gz", spec)
-    test = read(arguments.data / "t10k-images-idx3-ubyte.gz", spec)
+    train, test = read_both(arguments.data)
     np.savez(folder / "test.npz", x=test.inputs, y=test.labels)
-    partitioner = DirichletPartitioner(num_partitions=arguments.clients, alpha=arguments.alpha)
-    for number, part in enumerate(partitioner.partition(train.labels, seed=arguments.seed)):
-        np.savez(folder / f"{number}.npz", x=train.inputs[part], y=train.labels[part])
+    parts = deal_out(train, arguments.clients, arguments.alpha, arguments.seed)
+    for name, part in parts.items():
+        np.savez(folder / f"{name}.npz", x=part.inputs, y=part.labels)
 
 
 def _train(
@@ -103,10 +88,10 @@ def _train(
 ) -> list[dict[str, Any]]:
     clients = [
         ("edge_client", "join", running.address, "--name", f"c{n}", "--threads", "1", "--once",
-         "--data", str(folder / f"{n}.npz"), "--state", str(folder / f"state-{n}"))
+         "--data", str(folder / f"c{n}.npz"), "--state", str(folder / f"state-{n}"))
         for n in range(arguments.clients)
     ]  # fmt: skip
-    toml = _RUN.format(classes=[*_CLASSES], **vars(arguments)).replace("'", '"')
+    toml = _RUN.format(classes=[*DATA.classes], **vars(arguments)).replace("'", '"')
     with all_started(folder / "clients.log", clients):
         run_id = running.api.post("/runs", {"toml": toml, "folder": str(folder)})["run_id"]
         running.wait_until_ended(run_id, _TIMEOUT_SECONDS)
