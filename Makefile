@@ -2,7 +2,7 @@
 
 export PYTHON ?= python3
 VENV := .venv/bin/python
-ALL := server,images,tables,dev
+ALL := server,images,tables,bench,dev
 
 .PHONY: help demo test check bench proto clean
 
