@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from coppice.data import Examples, Raw, examples_from
 from coppice.domain import ClientId, DataSpec
 from coppice.partition import DirichletPartitioner
@@ -58,3 +60,12 @@ def deal_out(train: Raw, clients: int, alpha: float, seed: int) -> dict[ClientId
 def examples_of(parts: Mapping[ClientId, Raw]) -> dict[ClientId, Examples]:
     """The parts as a simulation wants them."""
     return {name: examples_from(part, DATA) for name, part in parts.items()}
+
+
+def most_classes(parts: Mapping[ClientId, Raw]) -> ClientId:
+    """The client whose rarest class has most examples: who prunes alone should know them all."""
+
+    def rarest(name: ClientId) -> int:
+        return int(np.bincount(parts[name].labels, minlength=len(DATA.classes)).min())
+
+    return max(parts, key=rarest)

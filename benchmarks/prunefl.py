@@ -14,12 +14,28 @@ from typing import Any
 
 import torch
 
-from benchmarks.fashion_data import DATA, add_data_argument, deal_out, examples_of, read_both
+from benchmarks.fashion_data import (
+    DATA,
+    add_data_argument,
+    deal_out,
+    examples_of,
+    most_classes,
+    read_both,
+)
 from benchmarks.prunefl_report import draw, report
 from benchmarks.published import LOCAL_STEPS, round_time
 from coppice.app import App, build_model, make_app
 from coppice.data import Examples, examples_from
-from coppice.domain import CohortSpec, MethodSpec, Metrics, ModelSpec, RunSpec, StopSpec, Workload
+from coppice.domain import (
+    ClientId,
+    CohortSpec,
+    MethodSpec,
+    Metrics,
+    ModelSpec,
+    RunSpec,
+    StopSpec,
+    Workload,
+)
 from coppice.masks import prunable_names
 from coppice.methods.prunefl.server import State
 from coppice.model_file import ModelInfo, load_weights, save_model
@@ -43,7 +59,7 @@ COMPARED: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "lottery-random": ("lottery", {"weights": "new", "mask": "random"}),
 }
 
-_TRAINING = {"local_steps": LOCAL_STEPS, "batch_size": 20, "learning_rate": 0.1}
+_TRAINING = {"local_steps": LOCAL_STEPS, "batch_size": 20, "learning_rate": 0.03}
 _ROUNDS_MAX = 10_000_000
 
 
@@ -129,10 +145,11 @@ def run_case(case: Case) -> None:
     """Simulate one run; its rounds go to a file, its last model beside it."""
     torch.set_num_threads(1)
     train, test = read_both(case.data)
-    spec = spec_of_case(case)
+    parts = deal_out(train, case.clients, ALPHA, case.seed)
+    spec = spec_of_case(case, most_classes(parts))
     app = make_app(spec)
     held_out = examples_from(test, DATA)
-    clients = examples_of(deal_out(train, case.clients, ALPHA, case.seed))
+    clients = examples_of(parts)
     warm_start = None
     if spec.method.name == "lottery":
         warm_start = load_weights(case.pruned.file.with_suffix(".safetensors"))
@@ -173,7 +190,7 @@ def run_case(case: Case) -> None:
     case.file.write_text(text + "\n")
 
 
-def _workload(case: Case) -> dict[str, Any]:
+def _workload(case: Case, initial_client: ClientId) -> dict[str, Any]:
     """The fields of a run's spec that say what is trained."""
     names = prunable_names(_app().model())
     method, more = COMPARED.get(case.method, (case.method, {}))
@@ -186,7 +203,7 @@ def _workload(case: Case) -> dict[str, Any]:
     if method == "prunefl":
         settings |= {
             "importance": "every_round",
-            "initial_client": "c0",
+            "initial_client": initial_client,
             # One and a half times what guessing gets, as published.
             "initial_accuracy": 1.5 / len(DATA.classes),
             "round_time": to_plain(round_time("conv2", names)),
@@ -205,10 +222,10 @@ def _app() -> App:
     return make_app(Workload(name="any", model=model, data=DATA, method=MethodSpec(name="fedavg")))
 
 
-def spec_of_case(case: Case) -> RunSpec:
-    """What the case trains."""
+def spec_of_case(case: Case, initial_client: ClientId) -> RunSpec:
+    """What the case trains; PruneFL prunes first at this client."""
     return RunSpec(
-        **_workload(case),
+        **_workload(case, initial_client),
         cohort=CohortSpec(size=case.clients),
         stop=StopSpec(rounds=_ROUNDS_MAX),
     )

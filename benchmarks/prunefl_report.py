@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.published import MODELS, round_time
+from benchmarks.published import MODELS, dense_round_seconds, round_time
 from coppice.budget import RoundTime
 from server.printing import size, table
 
@@ -138,23 +138,36 @@ def _times(
     by_method: Mapping[str, Sequence[Run]], targets: Sequence[float], link: float | None
 ) -> str:
     rows = []
-    reached = {
-        method: [[_hours_to(run, target, link) for run in runs] for target in targets]
-        for method, runs in by_method.items()
-    }
+    base = {target: _mean_hours(by_method["fedavg"], target, link) for target in targets}
     for method, runs in by_method.items():
         row: list[object] = [method]
-        for number in range(len(targets)):
-            hours = [value for value in reached[method][number] if value is not None]
-            base = [value for value in reached["fedavg"][number] if value is not None]
-            if len(hours) < len(runs) or not base:
+        for target in targets:
+            hours = [_hours_to(run, target, link) for run in runs]
+            mean, fedavg = _mean_hours(runs, target, link), base[target]
+            if mean is None or fedavg is None:
                 row += ["not reached", ""]
                 continue
-            row.append(_spread(hours, lambda value: f"{value:.2f}"))
-            row.append(f"{statistics.mean(base) / statistics.mean(hours):.1f}x")
+            shown = [value for value in hours if value is not None]
+            row += [_spread(shown, lambda value: f"{value:.2f}"), f"{fedavg / mean:.1f}x"]
         rows.append((*row, f"{statistics.mean(_initial_hours(run) for run in runs):.2f}"))
+    # The published curves charge it the sparse kernels' time at density 1, as the row above.
+    ratio = dense_round_seconds("conv2", megabytes_per_second=link) / round_time(
+        "conv2", list(SIZES), megabytes_per_second=link
+    ).seconds(SIZES)
+    dense = [value if value is None else value * ratio for value in base.values()]
+    cells = [
+        ("-", "") if value is None else (f"{value:.2f}", f"{1 / ratio:.2f}x") for value in dense
+    ]
+    rows.append(("fedavg, dense kernels", *(cell for pair in cells for cell in pair), "0.00"))
     columns = [text for target in targets for text in (f"to {target:g}", "speed-up")]
     return table(("method", *columns, "initial pruning, not counted"), rows)
+
+
+def _mean_hours(runs: Sequence[Run], target: float, link: float | None) -> float | None:
+    """Over the seeds; None when one of them never gets there."""
+    hours = [_hours_to(run, target, link) for run in runs]
+    found = [value for value in hours if value is not None]
+    return statistics.mean(found) if len(found) == len(hours) else None
 
 
 def _spread(values: Sequence[float], shown: Callable[[float], str]) -> str:
@@ -168,7 +181,7 @@ def _spread(values: Sequence[float], shown: Callable[[float], str]) -> str:
 def _hours(run: Run, link: float | None) -> dict[int, float]:
     """Modelled hours from the first round of all clients to the end of each."""
     seconds, hours = 0.0, {}
-    ones = dict(SIZES)
+    ones = _first_ones(run)
     time = round_time("conv2", list(ones), megabytes_per_second=link)
     for record in run["rounds"]:
         if record["round"] > 0:
@@ -179,6 +192,12 @@ def _hours(run: Run, link: float | None) -> dict[int, float]:
     return hours
 
 
+def _first_ones(run: Run) -> dict[str, int]:
+    """What is kept before the first round: all, but where a lottery ticket is trained."""
+    first = run["rounds"][0]
+    return dict(first["ones"] if run["method"].startswith("lottery") else SIZES)
+
+
 def _hours_to(run: Run, target: float, link: float | None) -> float | None:
     hours = _hours(run, link)
     return next((hours[number] for number, value in _tested(run) if value >= target), None)
@@ -187,7 +206,7 @@ def _hours_to(run: Run, target: float, link: float | None) -> float | None:
 def _initial_hours(run: Run) -> float:
     """Modelled computing of initial pruning, which the published curves leave out."""
     time = _step_time(list(SIZES))
-    seconds, ones = 0.0, dict(SIZES)
+    seconds, ones = 0.0, _first_ones(run)
     for record in run["rounds"]:
         if record["round"] == 0:
             seconds += _TASK_STEPS * time.seconds(ones)

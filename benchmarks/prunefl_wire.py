@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.fashion_data import add_data_argument, deal_out, examples_of, read_both
+from benchmarks.fashion_data import (
+    add_data_argument,
+    deal_out,
+    examples_of,
+    most_classes,
+    read_both,
+)
 from benchmarks.processes import RunningServer, all_started, server
 from benchmarks.prunefl import ALPHA, Case, spec_of_case
 from coppice.app import make_app
@@ -42,9 +48,10 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     case = Case(
         "prunefl", arguments.seed, arguments.rounds, arguments.clients, 1, arguments.data, Path()
     )
-    spec = replace(spec_of_case(case), stop=StopSpec(rounds=arguments.rounds))
     train, _ = read_both(arguments.data)
     parts = deal_out(train, arguments.clients, ALPHA, arguments.seed)
+    spec = spec_of_case(case, most_classes(parts))
+    spec = replace(spec, stop=StopSpec(rounds=arguments.rounds))
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         for name, part in parts.items():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from coppice.domain import ClientId, Metrics, Participant
 from coppice.local_training import LocalTraining
-from coppice.masks import density, fully_masked, prunable_names, remask
+from coppice.masks import density, full_masks, masked, prunable_names, remask
 from coppice.method import InitContext, ServerHalf, Task, Update
 from coppice.model_server import MeanUpdate, first_model, training_task
 from coppice.sparse import Mask, SparseTensor
@@ -31,7 +31,7 @@ def unpruned_state(context: InitContext, keep_dense: Iterable[str]) -> State:
     """The first model with everything kept; RunFileError when `keep_dense` names no such weight."""
     model = first_model(context)
     names = prunable_names(model, keep_dense)
-    return State(fully_masked(parameters_of(model), names), buffers_of(model))
+    return State(masked(parameters_of(model), full_masks(model, names)), buffers_of(model))
 
 
 class MaskedAveraging(ServerHalf[State]):

@@ -38,9 +38,9 @@ def prunable_names(model: nn.Module, keep_dense: Iterable[str] = ()) -> list[str
     return [name for name in found if name not in set(keep_dense)]
 
 
-def fully_masked(parameters: Mapping[str, Tensor], names: Iterable[str]) -> Weights:
-    """The parameters, those named on masks that keep everything."""
-    return masked(parameters, {name: Mask.full(tuple(parameters[name].shape)) for name in names})
+def full_masks(model: nn.Module, names: Iterable[str]) -> dict[str, Mask]:
+    """Masks that keep all of the parameters of these names."""
+    return {name: Mask.full(tuple(model.get_parameter(name).shape)) for name in names}
 
 
 def masked(parameters: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> Weights:

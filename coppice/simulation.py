@@ -27,6 +27,7 @@ from coppice.domain import (
     derive_seed,
     rank_clients,
 )
+from coppice.errors import RunFileError
 from coppice.method import (
     ClientHalf,
     InitContext,
@@ -201,6 +202,8 @@ class Simulation:
         names = rank_clients(self._spec.seed, round_number, self._devices)
         reserved_for = self._server.reserved_for(self.state, round_number)
         if reserved_for is not None:
+            if reserved_for not in self._devices:
+                raise RunFileError(f"the round is for {reserved_for}, who is not among the clients")
             names = [reserved_for]
         terms = self._server.terms(self.state, round_number)
         offered = None if terms is None else wire.encode(terms)

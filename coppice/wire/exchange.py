@@ -127,13 +127,17 @@ def encode_update(
     before = private.read(Residual)
     if before is not None:
         delta = {name: _plus(item, before.delta.get(name)) for name, item in delta.items()}
-    data = encode(
-        {**payload, "delta": delta},
-        known=known,
-        coding={"delta": wire.up},
-        generator=generator,
-        compress=wire.compress,
-    )
+    try:
+        data = encode(
+            {**payload, "delta": delta},
+            known=known,
+            coding={"delta": wire.up},
+            generator=generator,
+            compress=wire.compress,
+        )
+    except InvalidPayload:
+        # Training diverged here. What that is worth is the server's to say: it gets all of it.
+        return encode(payload, known=known, compress=wire.compress)
     sent = weight_group(decode(data, known=known), "delta")
     private.stage(Residual({name: _minus(delta[name], sent[name]) for name in delta}))
     return data

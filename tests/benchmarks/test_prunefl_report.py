@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.prunefl_report import SIZES, draw, report
-from benchmarks.published import round_time
+from benchmarks.published import dense_round_seconds, round_time
 
 ROUNDS = 300
 HALF = {name: size // 2 for name, size in SIZES.items()}
@@ -65,9 +65,16 @@ def test_modelled_time_is_that_of_the_masks_in_force() -> None:
     assert f"{sparse:.2f} (" not in faster
 
 
+def test_conventional_fl_is_shown_with_dense_kernels_too() -> None:
+    lines = rows(report(RUNS, [0.7]), "fedavg, dense kernels")
+    dense = 200 * dense_round_seconds("conv2") / 3600
+    assert f"{dense:.2f}" in lines[0]
+    assert len(lines) == 2
+
+
 def test_an_accuracy_that_not_all_seeds_reach_is_said_so() -> None:
     text = report(RUNS, [0.815])
-    assert all("not reached" in line for line in rows(text, "fedavg")[2:])
+    assert all("not reached" in line for line in rows(text, "fedavg ")[2:])
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from coppice.errors import RunFileError
-from coppice.masks import density, fully_masked, prunable_names, remask
+from coppice.masks import density, full_masks, masked, prunable_names, remask
 from coppice.sparse import Mask, SparseTensor
 from coppice.tensors import masks_of, parameters_of
 
@@ -82,7 +82,7 @@ def test_a_name_to_keep_dense_that_is_no_weight_is_refused(name: str) -> None:
 def test_full_masks_keep_every_value() -> None:
     model = Tied()
     parameters = parameters_of(model)
-    weights = fully_masked(parameters, prunable_names(model))
+    weights = masked(parameters, full_masks(model, prunable_names(model)))
     assert list(weights) == list(parameters)
     assert masks_of(weights) == {"first.weight": Mask.full((4, 4))}
     first = weights["first.weight"]

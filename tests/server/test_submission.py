@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from coppice.app import app_digest, build_model, make_app
 from coppice.errors import AppError, CoppiceError, DataError, RunFileError
-from coppice.masks import fully_masked, prunable_names
+from coppice.masks import full_masks, masked, prunable_names
 from coppice.model_file import ModelInfo, save_model
 from coppice.tensors import buffers_of, parameters_of
 from server.coordinator import Coordinator
@@ -191,7 +191,7 @@ class TestMethod:
         text = run_file().replace('name = "fedavg"\n', 'name = "lottery"\n')
         assert "give its file as warm_start" in counter.refused(RunFileError, text)
         model = build_model(make_app(SPEC.workload), 3)
-        weights = fully_masked(parameters_of(model), prunable_names(model))
+        weights = masked(parameters_of(model), full_masks(model, prunable_names(model)))
         info = ModelInfo(workload=SPEC.workload, round_number=1, metrics={}, written_by="a test")
         save_model(counter.folder / "start.safetensors", weights, info)
         text = text.replace("seed = 7\n", 'seed = 7\nwarm_start = "start.safetensors"\n')

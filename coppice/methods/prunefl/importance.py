@@ -17,6 +17,8 @@ from coppice.method import Update
 from coppice.sparse import SparseTensor
 from coppice.tensors import Weights, dense_group, masks_of, weight_group
 
+_MOST = torch.finfo(torch.float32).max
+
 
 @dataclass(frozen=True)
 class Importance:
@@ -73,9 +75,10 @@ class Tally:
             else:
                 self._add_pruned(item, name)
         if "mass" in base:
-            self._pruned_mass += max(0.0, float(base["mass"]))
+            # No device has seen more examples than all have together.
+            self._pruned_mass += min(max(0.0, float(base["mass"])), self._mass)
             return
-        self._base += max(0.0, float(base["importance"]))
+        self._base += min(max(0.0, float(base["importance"])), _MOST)
         self._mass += update.num_examples
         self._pruned_mass += update.num_examples
 
@@ -107,4 +110,4 @@ class Tally:
 
 def _bounded(sums: Tensor) -> Tensor:
     """As float32, which has no room for all that devices may claim."""
-    return sums.clamp(max=torch.finfo(torch.float32).max).to(torch.float32)
+    return sums.clamp(max=_MOST).to(torch.float32)

@@ -12,7 +12,7 @@ from torch import Tensor
 from coppice.budget import RoundTime
 from coppice.domain import ClientId, Metrics, Participant
 from coppice.errors import RunFileError
-from coppice.masks import density, fully_masked, prunable_names, remask, sparse_weights
+from coppice.masks import density, full_masks, masked, prunable_names, remask, sparse_weights
 from coppice.method import InitContext, ServerHalf, Task, Update
 from coppice.methods.prunefl.importance import Importance, Tally
 from coppice.methods.prunefl.reconfigure import prune_share, reconfigure
@@ -30,8 +30,9 @@ class InitialPruning:
     passes: int = 0
     #: After each reconfiguration.
     densities: tuple[float, ...] = ()
-    #: Who did the last passes.
+    #: Who did the last passes, and in which round.
     client: ClientId | None = None
+    round_number: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,14 @@ class Server(ServerHalf[State]):
         self._settings = settings
 
     def init(self, context: InitContext) -> State:
-        """The first model, everything kept."""
+        """The first model, everything kept that is not pruned already."""
         model = first_model(context)
         names = prunable_names(model, self._settings.keep_dense)
         self._check_round_time(names)
+        # A warm start that was pruned goes on from its masks.
+        masks = full_masks(model, names) | masks_of(context.warm_start or {})
         return State(
-            parameters=fully_masked(parameters_of(model), names),
+            parameters=masked(parameters_of(model), masks),
             buffers=buffers_of(model),
             initial=InitialPruning() if self._settings.initial_passes else None,
         )
@@ -79,7 +82,7 @@ class Server(ServerHalf[State]):
     ) -> Mapping[ClientId, Task]:
         """Initial pruning is one client's; then everybody trains, and reports when it is due."""
         if state.initial is not None:
-            chosen = self._initial_client(state.initial, cohort)
+            chosen = self._initial_client(state.initial, cohort, round_number)
             return {chosen: self._initial_task(state, state.initial, round_number)}
         report = self._is_due(state)
         settings = {
@@ -112,11 +115,12 @@ class Server(ServerHalf[State]):
             state,
             parameters=add(state.parameters, delta),
             buffers=mean.buffers(state.buffers),
-            timing=state.timing.with_round(seen, self._steps(seen[0])),
+            timing=self._timed(state, seen),
         )
         metrics = dict(mean.metrics())
         if state.initial is not None:
-            moved = self._prune_initially(moved, state.initial, tally, seen[0].client_id, metrics)
+            begun = replace(state.initial, client=seen[0].client_id, round_number=round_number)
+            moved = self._prune_initially(moved, begun, tally, metrics)
         else:
             moved = replace(moved, rounds=state.rounds + 1)
             moved = self._reconfigured(moved, tally) if due else self._remembered(moved, tally)
@@ -129,13 +133,29 @@ class Server(ServerHalf[State]):
 
     # ---- initial pruning ----
 
-    def _initial_client(self, initial: InitialPruning, cohort: Sequence[Participant]) -> ClientId:
-        """The one that is named, the one that has begun, or else the strongest."""
-        there = {participant.client_id: participant.capability for participant in cohort}
-        for client_id in (self._settings.initial_client, initial.client):
-            if client_id is not None and client_id in there:
-                return client_id
-        return max(there, key=lambda name: (there[name].memory_bytes, there[name].num_threads))
+    def _initial_client(
+        self, initial: InitialPruning, cohort: Sequence[Participant], round_number: int
+    ) -> ClientId:
+        """The one that is named; else the one that has begun, then the strongest, in turns.
+
+        A round that came to nothing is the next one's turn: a device that claims to be strong, or
+        was, does not hold up the run.
+        """
+        order = sorted(
+            cohort,
+            key=lambda item: (
+                item.client_id == self._settings.initial_client,
+                item.num_examples > 0,
+                item.client_id == initial.client,
+                item.capability.memory_bytes,
+                item.capability.num_threads,
+            ),
+            reverse=True,
+        )
+        if order[0].client_id == self._settings.initial_client:
+            return order[0].client_id
+        failed = round_number - initial.round_number - 1
+        return order[failed % len(order)].client_id
 
     def _initial_task(self, state: State, initial: InitialPruning, round_number: int) -> Task:
         settings = self._settings
@@ -153,7 +173,6 @@ class Server(ServerHalf[State]):
         state: State,
         initial: InitialPruning,
         tally: Tally,
-        client_id: ClientId,
         metrics: Mapping[str, float],
     ) -> State:
         settings = self._settings
@@ -166,7 +185,7 @@ class Server(ServerHalf[State]):
             state = self._remembered(state, tally)
         if passes >= settings.initial_passes or self._has_settled(densities):
             return replace(state, initial=None, importance=Importance())
-        return replace(state, initial=InitialPruning(passes, densities, client_id))
+        return replace(state, initial=replace(initial, passes=passes, densities=densities))
 
     def _has_settled(self, densities: Sequence[float]) -> bool:
         last = densities[-self._settings.settled_times - 1 :]
@@ -238,12 +257,19 @@ class Server(ServerHalf[State]):
             stale[name] = last
         return stale
 
-    def _steps(self, update: Update) -> int:
-        """Local steps of an ordinary round on a client with as many examples as this one."""
+    def _timed(self, state: State, updates: Sequence[Update]) -> Timing:
         settings = self._settings
-        if settings.local_steps is not None:
-            return settings.local_steps
-        return (settings.local_epochs or 1) * -(-update.num_examples // settings.batch_size)
+        if state.initial is None:
+            return state.timing.with_round(updates)
+        # One client's round, of many more steps, whose update has every kept weight twice.
+        passes = min(settings.initial_interval, settings.initial_passes - state.initial.passes)
+        steps = settings.local_steps
+        if steps is None:
+            batches = -(-updates[0].num_examples // settings.batch_size)
+            steps = (settings.local_epochs or 1) * batches
+        return state.timing.with_round(
+            updates, steps / (passes * settings.initial_batches), link_share=2 / 3
+        )
 
 
 _SCALAR = torch.zeros((), dtype=torch.float64)

@@ -61,6 +61,16 @@ class Settings(LocalTraining):
                 "allows: set momentum, weight_decay and proximal to 0, or "
                 'importance = "last_step"'
             )
+        if self.importance == "every_round" and self.schedule == "cosine":
+            raise ValueError(
+                'importance = "every_round" divides by the learning rate, which schedule = '
+                '"cosine" takes to 0: choose another schedule, or importance = "last_step"'
+            )
+        if 0 < self.prune_share < 1 - self.sparse_below:
+            raise ValueError(
+                f"prune_share is {self.prune_share}: no mask would get as sparse as sparse_below "
+                f"({self.sparse_below}), so nothing would ever be pruned"
+            )
 
     def check_wire(self, wire: WireSpec) -> None:
         """ValueError when gradients would be read off rounded updates."""

@@ -17,6 +17,10 @@ from coppice.tensors import Weights, masks_of
 MAX_SAMPLES = 64
 
 
+#: A weight that cost no time at all would never be pruned.
+_LEAST_SECONDS = 1e-6
+
+
 @dataclass(frozen=True)
 class TimedRound:
     """The slowest client of a round."""
@@ -36,13 +40,21 @@ class Timing:
     #: Median work under each earlier set of masks.
     samples: tuple[RoundSample, ...] = ()
 
-    def with_round(self, updates: Sequence[Update], steps: int) -> Timing:
-        """Add a round; its work counts as if it had had so many steps as an ordinary one."""
-        timed = [_timed(update, steps) for update in updates if update.seconds is not None]
+    def with_round(
+        self, updates: Sequence[Update], work_share: float = 1.0, link_share: float = 1.0
+    ) -> Timing:
+        """Add a round, of whose work and link these shares are what an ordinary one would take.
+
+        The round lasted as long as its slowest client. What of that is the link's the median of all
+        clients says, so that no single one can.
+        """
+        timed = [item for item in updates if item.seconds is not None]
         if not timed:
             return self
-        slowest = max(timed, key=lambda item: item.work_seconds + item.link_seconds)
-        return Timing((*self.rounds, slowest), self.samples)
+        link = statistics.median(_link_seconds(item) for item in timed)
+        work = max(item.seconds or 0.0 for item in timed) - link
+        newest = TimedRound(max(work, _LEAST_SECONDS) * work_share, link * link_share)
+        return Timing((*self.rounds, newest), self.samples)
 
     def under_new_masks(self, old: Weights) -> Timing:
         """The rounds so far become one sample, of the masks that they had."""
@@ -90,11 +102,8 @@ class Timing:
         return RoundTime(constant_seconds=newest.seconds, seconds_per_weight=same)
 
 
-def _timed(update: Update, steps: int) -> TimedRound:
-    assert update.seconds is not None
-    # What a device says of itself, within what the server saw.
-    work = min(max(update.metrics.get(WORK_SECONDS, 0.0), 0.0), update.seconds)
-    return TimedRound(
-        work_seconds=max(work, 1e-6) * steps / max(1, update.steps),
-        link_seconds=update.seconds - work,
-    )
+def _link_seconds(update: Update) -> float:
+    """The time that was not spent at work, by what the device says, within what the server saw."""
+    seconds = update.seconds or 0.0
+    work = min(max(update.metrics.get(WORK_SECONDS, 0.0), 0.0), seconds)
+    return max(seconds - work, _LEAST_SECONDS)

@@ -176,3 +176,12 @@ class TestErrorFeedback:
         assert encode_update(payload, {}, EXACT, private, torch.Generator()) == encode(payload)
         private.commit()
         assert private.read(Residual) is None
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+    def test_what_cannot_be_rounded_is_sent_as_it_is(self, value: float) -> None:
+        private, generator = MemoryPrivate(), torch.Generator().manual_seed(3)
+        payload: Payload = {"delta": {"w": torch.tensor([1.0, value])}}
+        sent = encode_update(payload, {}, WireSpec(up="float16"), private, generator)
+        assert sent == encode(payload)
+        private.commit()
+        assert private.read(Residual) is None

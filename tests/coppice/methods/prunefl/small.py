@@ -67,14 +67,16 @@ class Small:
         )
 
     def plan(self) -> Mapping[ClientId, Task]:
-        return self.server.plan(self.state, self.cohort(), self.round_number)
+        """The next round's tasks."""
+        return self.server.plan(self.state, self.cohort(), self.round_number + 1)
 
     def updates(self, **fields: Any) -> list[Update]:
         """The answers to the next round's tasks; `fields` replace what they say."""
+        tasks = self.plan()
         self.round_number += 1
         return [
             replace(self.client.run(task, self.local(name)), **fields)
-            for name, task in self.plan().items()
+            for name, task in tasks.items()
         ]
 
     def round(self, **fields: Any) -> Mapping[str, float]:

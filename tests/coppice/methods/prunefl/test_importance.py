@@ -68,6 +68,16 @@ def test_reading_gradients_off_updates_is_refused_without_plain_sgd(key: str) ->
     assert settings(importance="last_step", **{key: 0.9}).importance == "last_step"
 
 
+def test_settings_under_which_it_could_not_work_are_refused() -> None:
+    with pytest.raises(ValueError, match="divides by the learning rate"):
+        settings(importance="every_round", schedule="cosine")
+    assert settings(importance="last_step", schedule="cosine").schedule == "cosine"
+    with pytest.raises(ValueError, match="nothing would ever be pruned"):
+        settings(prune_share=0.05, sparse_below=0.9)
+    assert settings(prune_share=0.0, sparse_below=0.9).prune_share == 0.0
+    assert settings(prune_share=0.05, sparse_below=1.0).prune_share == 0.05
+
+
 def test_reading_gradients_off_rounded_updates_is_refused() -> None:
     with pytest.raises(ValueError, match=r"wire\.up"):
         settings(importance="every_round").check_wire(WireSpec(up="int8"))
@@ -136,9 +146,14 @@ def test_what_no_sum_of_squares_can_be_counts_as_nothing() -> None:
     base = {"importance": torch.tensor(-5.0, dtype=torch.float64)}
     for _ in range(3):
         tally.add_report(update(1, importance={"w": whole}, base=base))
-    mass = torch.tensor(-1e30, dtype=torch.float64)
-    tally.add_report(update(1, base={"mass": mass}))
+    huge = {"importance": torch.tensor(1.7e308, dtype=torch.float64)}
+    for mass in (-1e30, 1e308):
+        tally.add_report(update(1, base={"mass": torch.tensor(mass, dtype=torch.float64)}))
     dense, base_importance = tally.importance()
-    torch.testing.assert_close(dense["w"], torch.tensor([[0.0, most], [2.0, 0.0]]))
+    # Three have 3 examples together, which is the most that the last one's can count for.
+    torch.testing.assert_close(dense["w"], torch.tensor([[0.0, most / 2], [2.0, 0.0]]))
     assert base_importance == 0.0
     assert torch.isfinite(tally.gathered().kept["w"]).all()
+    for _ in range(3):
+        tally.add_report(update(1, importance={"w": whole}, base=huge))
+    assert tally.importance()[1] < float("inf")
