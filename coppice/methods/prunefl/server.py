@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,24 +14,13 @@ from coppice.errors import RunFileError
 from coppice.masks import density, full_masks, masked, prunable_names, remask, sparse_weights
 from coppice.method import InitContext, ServerHalf, Task, Update
 from coppice.methods.prunefl.importance import Importance, Tally
+from coppice.methods.prunefl.initial import InitialPruning, has_settled
 from coppice.methods.prunefl.reconfigure import prune_share, reconfigure
 from coppice.methods.prunefl.settings import Settings
 from coppice.methods.prunefl.timing import Timing
 from coppice.model_server import MeanUpdate, first_model, training_task
 from coppice.sparse import Item, Mask, SparseTensor
 from coppice.tensors import Weights, add, buffers_of, masks_of, parameters_of
-
-
-@dataclass(frozen=True)
-class InitialPruning:
-    """Pruning on one client, as far as it has come."""
-
-    passes: int = 0
-    #: After each reconfiguration.
-    densities: tuple[float, ...] = ()
-    #: Who did the last passes, and in which round.
-    client: ClientId | None = None
-    round_number: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +70,7 @@ class Server(ServerHalf[State]):
     ) -> Mapping[ClientId, Task]:
         """Initial pruning is one client's; then everybody trains, and reports when it is due."""
         if state.initial is not None:
-            chosen = self._initial_client(state.initial, cohort, round_number)
+            chosen = state.initial.next_client(self._settings.initial_client, cohort, round_number)
             return {chosen: self._initial_task(state, state.initial, round_number)}
         report = self._is_due(state)
         settings = {
@@ -133,30 +121,6 @@ class Server(ServerHalf[State]):
 
     # ---- initial pruning ----
 
-    def _initial_client(
-        self, initial: InitialPruning, cohort: Sequence[Participant], round_number: int
-    ) -> ClientId:
-        """The one that is named; else the one that has begun, then the strongest, in turns.
-
-        A round that came to nothing is the next one's turn: a device that claims to be strong, or
-        was, does not hold up the run.
-        """
-        order = sorted(
-            cohort,
-            key=lambda item: (
-                item.client_id == self._settings.initial_client,
-                item.num_examples > 0,
-                item.client_id == initial.client,
-                item.capability.memory_bytes,
-                item.capability.num_threads,
-            ),
-            reverse=True,
-        )
-        if order[0].client_id == self._settings.initial_client:
-            return order[0].client_id
-        failed = round_number - initial.round_number - 1
-        return order[failed % len(order)].client_id
-
     def _initial_task(self, state: State, initial: InitialPruning, round_number: int) -> Task:
         settings = self._settings
         passes = min(settings.initial_interval, settings.initial_passes - initial.passes)
@@ -183,16 +147,11 @@ class Server(ServerHalf[State]):
             densities = (*densities, density(masks_of(state.parameters).values()))
         else:
             state = self._remembered(state, tally)
-        if passes >= settings.initial_passes or self._has_settled(densities):
+        if passes >= settings.initial_passes or has_settled(
+            densities, settings.settled_times, settings.settled_within
+        ):
             return replace(state, initial=None, importance=Importance())
         return replace(state, initial=replace(initial, passes=passes, densities=densities))
-
-    def _has_settled(self, densities: Sequence[float]) -> bool:
-        last = densities[-self._settings.settled_times - 1 :]
-        changes = [abs(new / old - 1) for old, new in pairwise(last)]
-        return len(changes) == self._settings.settled_times and (
-            max(changes) <= self._settings.settled_within
-        )
 
     # ---- reconfiguration ----
 

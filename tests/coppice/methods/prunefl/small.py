@@ -16,6 +16,8 @@ from coppice.methods.prunefl.client import Client
 from coppice.methods.prunefl.server import Server, State
 from coppice.methods.prunefl.settings import Settings
 from coppice.simulation import MemoryPrivate
+from coppice.sparse import Mask, SparseTensor
+from coppice.tensors import masks_of
 from tests.coppice.toys import CAPABILITY, ToyApp, examples, local, two_layers
 
 FIRST, SECOND = "0.weight", "2.weight"
@@ -85,3 +87,25 @@ class Small:
         for update in updates:
             self.privates[update.client_id].commit()
         return metrics
+
+
+def ones(state: State) -> dict[str, int]:
+    return {name: mask.count for name, mask in masks_of(state.parameters).items()}
+
+
+def weights(state: State, name: str) -> SparseTensor:
+    item = state.parameters[name]
+    assert isinstance(item, SparseTensor)
+    return item
+
+
+def pruned_half(run: Small) -> Small:
+    """Half of the first model's weights are pruned, and no unit has lost all of its own."""
+    parameters = dict(run.state.parameters)
+    for name in NAMES:
+        item = weights(run.state, name)
+        rows, columns = (torch.arange(extent) for extent in item.shape)
+        half = Mask.of((rows[:, None] + columns) % 2 == 0)
+        parameters[name] = SparseTensor.take(item.dense(), half)
+    run.state = State(parameters, run.state.buffers, None)
+    return run

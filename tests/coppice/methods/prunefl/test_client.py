@@ -15,8 +15,7 @@ from coppice.methods.prunefl.importance import Importance
 from coppice.sparse import SparseTensor
 from coppice.tensors import masks_of, weight_group
 from coppice.training import train
-from tests.coppice.methods.prunefl.small import FIRST, NAMES, Small, settings
-from tests.coppice.methods.prunefl.test_server import pruned_half
+from tests.coppice.methods.prunefl.small import FIRST, NAMES, Small, pruned_half, settings
 from tests.coppice.toys import CountingMeter
 
 
