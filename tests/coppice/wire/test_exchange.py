@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from coppice.domain import TaskKind, WireSpec
+from coppice.domain import TaskKind, ValueType, WireSpec
 from coppice.errors import InvalidPayload
 from coppice.method import Task
 from coppice.simulation import MemoryPrivate
@@ -107,8 +107,8 @@ def deltas(update: bytearray, known: Mapping[str, Mask]) -> Item:
 
 class TestErrorFeedback:
     @pytest.mark.parametrize("up", ["int8", "float16", "bfloat16"])
-    def test_what_rounding_loses_is_added_to_the_next_update(self, up: str) -> None:
-        wire = WireSpec(up=up)  # type: ignore[arg-type]
+    def test_what_rounding_loses_is_added_to_the_next_update(self, up: ValueType) -> None:
+        wire = WireSpec(up=up)
         private, generator = MemoryPrivate(), torch.Generator().manual_seed(3)
         known = known_masks({"delta": {"w": HALF}})
         wanted, arrived = torch.zeros(150), torch.zeros(150)

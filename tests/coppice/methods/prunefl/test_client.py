@@ -13,7 +13,7 @@ from coppice.errors import TaskAbandoned
 from coppice.methods.prunefl.client import Buffer
 from coppice.methods.prunefl.importance import Importance
 from coppice.sparse import SparseTensor
-from coppice.tensors import masks_of, weight_group
+from coppice.tensors import dense_group, masks_of, weight_group
 from coppice.training import train
 from tests.coppice.methods.prunefl.small import FIRST, NAMES, Small, pruned_half, settings
 from tests.coppice.toys import CountingMeter
@@ -48,7 +48,8 @@ def test_the_last_step_tells_of_all_weights_when_it_is_asked() -> None:
         assert isinstance(reported, Tensor)
         torch.testing.assert_close(reported, 10 * last[name].square())
     base = sum(float(last[name].square().sum()) for name in last if name not in NAMES)
-    assert float(update.payload["base"]["importance"]) == pytest.approx(10 * base, rel=1e-5)  # type: ignore[arg-type]
+    reported_base = float(dense_group(update.payload, "base")["importance"])
+    assert reported_base == pytest.approx(10 * base, rel=1e-5)
 
 
 def test_sums_over_the_steps_are_squared_once_and_added_up_over_the_rounds() -> None:
@@ -69,7 +70,7 @@ def test_sums_over_the_steps_are_squared_once_and_added_up_over_the_rounds() -> 
     assert isinstance(reported, SparseTensor)
     assert reported.mask == masks_of(run.state.parameters)[FIRST].complement()
     torch.testing.assert_close(reported.dense(), expected * reported.mask.bits)
-    assert float(updates[0].payload["base"]["mass"]) == 30.0  # type: ignore[arg-type]
+    assert float(dense_group(updates[0].payload, "base")["mass"]) == 30.0
     run.privates["a"].commit()
     assert run.privates["a"].read(Buffer) == Buffer({}, 0.0)
 

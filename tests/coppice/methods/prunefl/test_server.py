@@ -17,7 +17,7 @@ from coppice.method import InitContext, Update, client_half, server_half
 from coppice.methods.prunefl.server import State
 from coppice.simulation import MemoryPrivate
 from coppice.sparse import Mask, SparseTensor
-from coppice.tensors import dense_tensors
+from coppice.tensors import dense_group, dense_tensors
 from tests.coppice.methods.prunefl.small import (
     CHEAP,
     FIRST,
@@ -166,9 +166,11 @@ class TestReconfiguration:
 def without_importance(update: Update) -> Update:
     """The device found all gradients to be 0."""
     zeros = {
-        group: {name: torch.zeros_like(item) for name, item in items.items()}  # type: ignore
-        for group, items in update.payload.items()
-        if group in ("importance", "base")
+        group: {
+            name: torch.zeros_like(item)
+            for name, item in dense_group(update.payload, group).items()
+        }
+        for group in ("importance", "base")
     }
     return replace(update, payload={**update.payload, **zeros})
 
