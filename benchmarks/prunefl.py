@@ -167,9 +167,8 @@ def run_case(case: Case) -> None:
         if done and done % case.every == 0:
             record |= {"test": _test(app, simulation.models["global"], held_out)}
         rounds.append(record)
-        if number % 10 == 0:
-            elapsed = time.monotonic() - began
-            print(f"{case.file.stem}: round {done} of {case.rounds}, {elapsed:.0f} s", flush=True)
+        if number % 10 == 0 or "test" in record:
+            _say(case, record, time.monotonic() - began)
     info = ModelInfo(
         workload=spec.workload,
         round_number=number,
@@ -188,6 +187,12 @@ def run_case(case: Case) -> None:
         }
     )
     case.file.write_text(text + "\n")
+
+
+def _say(case: Case, record: Mapping[str, Any], seconds: float) -> None:
+    accuracy = f", accuracy {record['test']['accuracy']:.3f}" if "test" in record else ""
+    line = f"{case.file.stem}: round {record['round']} of {case.rounds}{accuracy}"
+    print(f"{line}, {seconds:.0f} s", flush=True)
 
 
 def _workload(case: Case, initial_client: ClientId) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class RunWork:
         self._half = server_half(spec.method)
         self._encoder = TaskEncoder(spec.wire, spec.seed)
         self._state: Any = None
+        self._known: dict[BlobRef, Known] = {}
 
     def init_state(self, app_path: Path | None) -> BlobRef:
         """Make and store the state before round 1."""
@@ -108,21 +109,24 @@ class RunWork:
         return tree.load(self._half.state_type, bytes(self._blobs.read(ref.digest)))
 
     def _updates(self, answers: Sequence[UpdateRecord]) -> Iterator[Update]:
-        known: dict[BlobRef | None, Known] = {None: {}}
+        # Masks change seldom: those of the last round are not read again.
+        refs = {record.masks for record in answers if record.masks is not None}
+        self._known = {ref: self._known.get(ref) or self._read_masks(ref) for ref in refs}
         for record in answers:
-            if record.masks is not None and record.masks not in known:
-                masks = wire.decode(self._blobs.read(record.masks.digest))
-                known[record.masks] = known_masks(masks)
+            known = {} if record.masks is None else self._known[record.masks]
             # Checked against the task when it came; the digest in the record vouches for it since.
             data = self._blobs.read(record.blob.digest)
             yield Update(
                 record.client_id,
-                wire.decode(data, known=known[record.masks]),
+                wire.decode(data, known=known),
                 record.num_examples,
                 record.steps,
                 record.metrics,
                 seconds=max(0.0, record.received_at - record.offered_at),
             )
+
+    def _read_masks(self, ref: BlobRef) -> Known:
+        return known_masks(wire.decode(self._blobs.read(ref.digest)))
 
     def _store(self, data: bytearray, stored: dict[int, BlobRef]) -> BlobRef:
         """Encoded bytes as a blob, the same bytes once."""
