@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             (same.round_number, f"{same.metrics['density']:.4f}", f"{real['seconds']:.2f}",
              size(real["bytes_down"]), size(real["bytes_up"]))
         )  # fmt: skip
-        if (real["bytes_up"], real["loss"]) != (same.bytes_up, same.metrics["loss"]):
+        found = (real["bytes_down"], real["bytes_up"], real["loss"])
+        if found != (same.bytes_down, same.bytes_up, same.metrics["loss"]):
             raise SystemExit(f"round {same.round_number} is another one in the simulation")
     print(table(("round", "density", "seconds", "down", "up"), rows))
     if not _same(over_wire, simulated.models["global"]):
