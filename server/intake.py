@@ -23,6 +23,7 @@ from coppice.wire.codec import (
     check_push_header,
     metrics_from_message,
 )
+from coppice.wire.header import largest_size_bytes
 from server.records import NewEvent, TaskRecord, UpdateRecord
 from server.resources import Resources
 
@@ -66,7 +67,7 @@ async def take_update(
             # Before a slow link has carried all of it.
             raise RoundClosed(f"round {task.round_number} is over; the update does not count")
     ref = blob_from_message(header.blob)
-    largest = wire.largest_size_bytes(task.expects)
+    largest = largest_size_bytes(task.expects)
     if ref.size_bytes > largest:
         raise UpdateRefused(
             f"the update has {ref.size_bytes} bytes; task {task.task_id} expects {largest} at "

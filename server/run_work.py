@@ -70,17 +70,14 @@ class RunWork:
             }
         encoded = self._encoder.encode(tasks.values())
         stored: dict[int, BlobRef] = {}
-        return [
-            NewTask(
-                client_id,
-                task.kind,
-                self._store(sent.payload, stored),
-                None if sent.masks is None else self._store(sent.masks, stored),
-                task.settings,
-                task.expects,
-            )
-            for (client_id, task), sent in zip(tasks.items(), encoded, strict=True)
-        ]
+        new = []
+        for (client_id, task), sent in zip(tasks.items(), encoded, strict=True):
+            payload, masks = self._store(sent.payload, stored), None
+            if sent.masks is not None:
+                masks = self._store(sent.masks, stored)
+                self._known[masks] = sent.known
+            new.append(NewTask(client_id, task.kind, payload, masks, task.settings, task.expects))
+        return new
 
     def aggregate(
         self, answers: Sequence[UpdateRecord], round_number: int
@@ -109,7 +106,7 @@ class RunWork:
         return tree.load(self._half.state_type, bytes(self._blobs.read(ref.digest)))
 
     def _updates(self, answers: Sequence[UpdateRecord]) -> Iterator[Update]:
-        # Masks change seldom: those of the last round are not read again.
+        # Only after a restart have they to be read: else they are those of the plan.
         refs = {record.masks for record in answers if record.masks is not None}
         self._known = {ref: self._known.get(ref) or self._read_masks(ref) for ref in refs}
         for record in answers:

@@ -14,23 +14,9 @@ from coppice.errors import InvalidPayload
 from coppice.sparse import Item, Mask, SparseTensor
 from coppice.tensors import MASK, Payload, PayloadSpec, dtype_name
 from coppice.wire import compression, mask_bits
-from coppice.wire.header import (
-    Encoding,
-    Entry,
-    Header,
-    encoded_size_bytes,
-    largest_size_bytes,
-    write_header,
-)
+from coppice.wire.header import Encoding, Entry, Header, write_header
 from coppice.wire.header_reader import read_header
-from coppice.wire.values import (
-    check_values,
-    read_values,
-    values_bytes,
-    write_values,
-)
-
-__all__ = ["check", "decode", "encode", "encoded_size_bytes", "largest_size_bytes"]
+from coppice.wire.values import check_values, read_values, values_bytes, write_values
 
 #: A payload may unfold to this, and to so many times its own bytes.
 UNFOLDED_BYTES = 64 * 2**20

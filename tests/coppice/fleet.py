@@ -28,7 +28,8 @@ from coppice.sparse import Mask
 from coppice.tensors import Weights, buffers_of, parameters_of
 from coppice.wire.codec import plain_from_json
 from coppice.wire.exchange import EncodedTask, TaskEncoder, encode_update
-from coppice.wire.payload import check, decode, encode, largest_size_bytes
+from coppice.wire.header import largest_size_bytes
+from coppice.wire.payload import check, decode, encode
 from tests.coppice.toys import CAPABILITY, ToyApp, examples, local, with_buffers
 
 _TRAINING: Mapping[str, Any] = {"local_steps": 2, "batch_size": 4}

@@ -27,7 +27,7 @@ from coppice.domain import (
 )
 from coppice.simulation import SimulatedRound, Simulation, SimulationResult
 from coppice.tensors import buffers_of, dense_tensors, parameters_of, spec_of
-from coppice.wire.payload import encoded_size_bytes
+from coppice.wire.header import encoded_size_bytes
 from tests.coppice.toys import ToyApp, examples, linear, with_buffers
 
 SEED = 3

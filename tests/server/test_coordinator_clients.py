@@ -180,11 +180,11 @@ class TestGoodbye:
             planning, go_on = asyncio.Event(), asyncio.Event()
             compute = host.resources.threads.compute
 
-            async def held(work: object) -> object:
+            async def held(work: Callable[[], Any]) -> Any:
                 if host.driver.machine.phase is Phase.PLANNING:
                     planning.set()
                     await go_on.wait()
-                return await compute(work)  # type: ignore[arg-type]
+                return await compute(work)
 
             monkeypatch.setattr(host.resources.threads, "compute", held)
             async with host.devices("a", "b") as (a, b):

@@ -14,6 +14,7 @@ from coppice.errors import InvalidMessage, RoundClosed
 from coppice.tensors import dense_group
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire import payload as wire
+from coppice.wire.header import encoded_size_bytes
 from server import coordinator
 from server.records import RoundState
 from server.round_events import Phase
@@ -54,7 +55,7 @@ class TestRounds:
                 await b.push(other, metrics={"loss": 2.0}, num_examples=10)
                 await host.event("round_committed", round_number=1)
                 (first, *_) = host.store.rounds(1)
-                update = wire.encoded_size_bytes(host.store.task(1).expects)
+                update = encoded_size_bytes(host.store.task(1).expects)
                 assert (first.state, first.num_updates) == (RoundState.COMMITTED, 2)
                 assert first.metrics == {"loss": 1.25}
                 assert first.bytes_up == 2 * update

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import torch
 
 from coppice import tree
 from coppice.app import build_model, make_app
-from coppice.domain import BlobRef, MethodSpec, Metrics, Participant, RunSpec, TaskKind
+from coppice.domain import BlobRef, ClientId, MethodSpec, Metrics, Participant, RunSpec, TaskKind
 from coppice.errors import InvalidPayload, UnknownBlob
-from coppice.method import Update
+from coppice.method import Task, Update
 from coppice.methods.fedavg.server import State
 from coppice.model_file import load_model, load_weights, read_info
 from coppice.sparse import SparseTensor
@@ -153,7 +153,9 @@ class TestPlan:
         self, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Each(Toy):
-            def plan(self, state, cohort, round_number):  # type: ignore[no-untyped-def]
+            def plan(
+                self, state: Any, cohort: Sequence[Participant], round_number: int
+            ) -> Mapping[ClientId, Task]:
                 tasks = super().plan(state, cohort, round_number)
                 return {
                     name: replace(task, payload={"own": {"x": torch.full((1,), float(index))}})

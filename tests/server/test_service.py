@@ -222,7 +222,7 @@ class TestMessages:
 
 
 def _header(host: Host, task: pb.TaskOffer) -> pb.PushHeader:
-    from coppice.wire.payload import encoded_size_bytes
+    from coppice.wire.header import encoded_size_bytes
 
     size = encoded_size_bytes(host.store.task(task.task_id).expects)
     return pb.PushHeader(task_id=task.task_id, blob=pb.BlobRef(digest="0" * 64, size_bytes=size))

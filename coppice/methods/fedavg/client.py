@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from coppice.methods.fedavg.settings import Settings
 from coppice.model_client import ModelClient
 
 
 class Client(ModelClient):
     """McMahan et al. 2017, algorithm 1, ClientUpdate."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from coppice.methods.iterative.settings import Settings
 from coppice.model_client import ModelClient
 
 
 class Client(ModelClient):
     """Trains and sends the difference; the server prunes."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)

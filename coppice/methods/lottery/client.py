@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from coppice.methods.lottery.settings import Settings
 from coppice.model_client import ModelClient
 
 
 class Client(ModelClient):
     """Trains and sends the difference, always on the same masks."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)

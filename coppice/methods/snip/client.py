@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from coppice.methods.snip.settings import Settings
 from coppice.model_client import ModelClient
 
 
 class Client(ModelClient):
     """Trains and sends the difference, from which the server reads the scores."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from coppice.errors import InvalidPayload
 from coppice.tensors import DTYPES, Payload, TensorSpec, dense_group, spec_of
-from coppice.wire.payload import decode, encode, encoded_size_bytes
+from coppice.wire.header import encoded_size_bytes
+from coppice.wire.payload import decode, encode
 from tests.coppice.wire.payload_bytes import CODES, bits, bits_of, entry, padded, payload
 
 # ---- golden bytes ------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import torch
 from coppice.errors import InvalidPayload
 from coppice.sparse import Item, Mask, SparseTensor
 from coppice.tensors import MASK, TensorSpec
-from coppice.wire.payload import check, decode, encode, largest_size_bytes
+from coppice.wire.header import largest_size_bytes
+from coppice.wire.payload import check, decode, encode
 from tests.coppice.wire.payload_bytes import bits, mask_at, peak_bytes, random_mask
 
 SMALL = mask_at(1, 2, 9, size=10)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from coppice.errors import InvalidPayload
 from coppice.sparse import Mask, SparseTensor
 from coppice.tensors import MASK, Payload, PayloadSpec, TensorSpec
-from coppice.wire.payload import check, decode, encode, largest_size_bytes
+from coppice.wire.header import largest_size_bytes
+from coppice.wire.payload import check, decode, encode
 from coppice.wire.values import VALUE_TYPES
 from tests.coppice.wire.payload_bytes import bits_of, peak_bytes
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from coppice.errors import InvalidPayload
 from coppice.sparse import Item, Mask, SparseTensor
 from coppice.tensors import DTYPES, MASK, TensorSpec, spec_of
-from coppice.wire.payload import check, decode, encode, encoded_size_bytes, largest_size_bytes
+from coppice.wire.header import encoded_size_bytes, largest_size_bytes
+from coppice.wire.payload import check, decode, encode
 from tests.coppice.wire.payload_bytes import (
     BITMAP,
     CODES,
