@@ -4,7 +4,7 @@ export PYTHON ?= python3
 VENV := .venv/bin/python
 ALL := server,images,tables,bench,dev
 
-.PHONY: help demo test check bench proto clean
+.PHONY: help demo test check bench wheels proto clean
 
 help:
 	@bold=; plain=; if [ -t 1 ] && [ -z "$$NO_COLOR" ]; then bold='\033[1m'; plain='\033[0m'; fi; \
@@ -16,8 +16,8 @@ demo: ## a server and three clients train on real data on this machine, under tw
 	@$(VENV) deploy/demo/demo.py
 
 test: ## all tests, the dashboard in a real browser included
+	@bash deploy/system.sh
 	@bash deploy/setup.sh $(ALL)
-	@bash deploy/chromium.sh
 	@$(VENV) -m pytest
 
 check: ## lint, format, types, and the rules for this repository: imports, sizes, docs, stubs
@@ -30,6 +30,10 @@ check: ## lint, format, types, and the rules for this repository: imports, sizes
 bench: ## what coordination costs: time, processor, memory and bytes of a round; 40 minutes
 	@bash deploy/setup.sh bench
 	@$(VENV) -m benchmarks run coordination
+
+wheels: ## wheels with compiled kernels for x86-64 and arm64, into dist/
+	@bash deploy/setup.sh server
+	@bash deploy/wheels.sh
 
 proto: ## generate the stubs again, after a change of the .proto file
 	@bash deploy/setup.sh $(ALL)

@@ -16,8 +16,10 @@ fail() {
     exit 1
 }
 
-# What is installed: the state of the files that decide it, and the extras so far.
-key=$({ pwd && cat pyproject.toml deploy/setup.sh; } | sha256sum | cut -d' ' -f1)
+# What is installed: the state of the files that decide it, the compiler that it was built with (if
+# it finds its headers), and the extras so far.
+compiler() { printf '#include <string.h>\n' | ${CC:-cc} -x c -fsyntax-only - 2>/dev/null && echo "${CC:-cc}"; }
+key=$({ pwd && compiler || true; cat pyproject.toml setup.py coppice/kernels/*.c deploy/setup.sh; } | sha256sum | cut -d' ' -f1)
 installed_key='' extras=''
 if [ -x .venv/bin/python ] && [ -f "$stamp" ]; then
     { read -r installed_key && read -r extras; } <"$stamp" || true

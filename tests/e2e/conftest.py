@@ -25,7 +25,7 @@ def browser() -> Iterator[Browser]:
     """One for all tests of a module; each opens pages of its own."""
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
-        pytest.fail("no Chromium on PATH: deploy/chromium.sh installs it")
+        pytest.fail("no Chromium on PATH: deploy/system.sh installs it")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=list(_ARGUMENTS))
         yield browser
