@@ -134,9 +134,18 @@ class SparseTensor:
 
     def dense(self) -> Tensor:
         """The whole tensor, zeros outside the mask."""
-        flat = torch.zeros(self.mask.size, dtype=self.dtype)
-        flat[self.mask.positions] = self.values
-        return flat.reshape(self.shape)
+        result = torch.empty(self.shape, dtype=self.dtype)
+        self.into(result)
+        return result
+
+    def into(self, tensor: Tensor) -> None:
+        """Write the whole tensor into one of its shape and type."""
+        tensor.zero_()
+        # Of an exotic layout no flat view can be had; `put_` needs none, and 64-bit positions.
+        if tensor.is_contiguous():
+            tensor.view(-1)[self.mask.positions] = self.values
+        else:
+            tensor.put_(self.mask.positions.long(), self.values)
 
 
 #: One thing that a payload may name.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, overload
 
@@ -137,15 +137,21 @@ def _add(left: Tensor | SparseTensor, right: Tensor | SparseTensor, scale: float
     return torch.add(left, right.to(left.dtype), alpha=scale)
 
 
-def subtract(left: Tensors, right: Weights) -> dict[str, Tensor | SparseTensor]:
-    """`left - right`, name by name; where `right` is sparse, on its mask only."""
+def subtract(left: Weights, right: Weights) -> dict[str, Tensor | SparseTensor]:
+    """`left - right`, name by name; where `right` is sparse, on its mask only.
+
+    ValueError where `left` is on another mask.
+    """
     return {name: _subtract(tensor, right[name]) for name, tensor in left.items()}
 
 
-def _subtract(left: Tensor, right: Tensor | SparseTensor) -> Tensor | SparseTensor:
+def _subtract(left: Tensor | SparseTensor, right: Tensor | SparseTensor) -> Tensor | SparseTensor:
     if isinstance(right, SparseTensor):
-        kept = SparseTensor.take(left, right.mask)
+        kept = left if isinstance(left, SparseTensor) else SparseTensor.take(left, right.mask)
+        if kept.mask != right.mask:
+            raise ValueError("tensors on different masks cannot be subtracted")
         return SparseTensor(right.mask, kept.values - right.values)
+    assert isinstance(left, Tensor)
     return left - right
 
 
@@ -187,12 +193,13 @@ def buffers_of(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def assign(model: nn.Module, tensors: Weights) -> None:
-    """Copy values into all parameters and buffers, zeros outside a mask.
+def assign(model: nn.Module, tensors: Weights, besides: Collection[str] = ()) -> None:
+    """Copy values into all parameters and buffers but those `besides`, zeros outside a mask.
 
     InvalidPayload when they are another model's.
     """
     own = parameters_of(model) | buffers_of(model)
+    own = {name: tensor for name, tensor in own.items() if name not in besides}
     if unlike := own.keys() ^ tensors.keys():
         raise InvalidPayload(
             f"these tensors are not this model's: {len(unlike)} names differ, "
@@ -206,4 +213,7 @@ def assign(model: nn.Module, tensors: Weights) -> None:
             )
     for name, tensor in own.items():
         item = tensors[name]
-        tensor.copy_(item.dense() if isinstance(item, SparseTensor) else item)
+        if isinstance(item, SparseTensor):
+            item.into(tensor)
+        else:
+            tensor.copy_(item)
