@@ -196,3 +196,12 @@ def build_model(app: App, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return app.model()
+
+
+def bare_model(app: App, seed: int) -> nn.Module:
+    """The same, but of models that are known to bear it only the shapes: they take no memory."""
+    # What a user's model does when it is made may need values.
+    if not isinstance(app, Classification):
+        return build_model(app, seed)
+    with torch.device("meta"):
+        return app.model()

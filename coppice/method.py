@@ -115,6 +115,9 @@ class Local:
     meter: Meter
     #: Seeds from (run seed, client, round); the only source of chance in a task.
     generator: torch.Generator
+    #: Whether sparse layers may train by kernels of their own (coppice.kernels), whose results
+    #: differ by rounding; else pruned weights are trained as zeros.
+    kernels: bool = False
 
 
 @dataclass(frozen=True)

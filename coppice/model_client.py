@@ -5,23 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
-from coppice.app import build_model
+from coppice.app import bare_model
 from coppice.domain import Metrics
+from coppice.kernels.placement import Placement
+from coppice.kernels.stepping import Watch
 from coppice.local_training import LocalTraining
 from coppice.method import ClientHalf, Local, Task, Update
 from coppice.sparse import Item
-from coppice.tensors import (
-    Weights,
-    assign,
-    buffers_of,
-    masks_of,
-    parameters_of,
-    subtract,
-    weight_group,
-)
-from coppice.training import Trained, Watch, evaluate, train
+from coppice.tensors import Weights, subtract, weight_group
+from coppice.training import Trained, evaluate, train
 
 
 class ModelClient(ClientHalf):
@@ -29,12 +24,12 @@ class ModelClient(ClientHalf):
 
     def __init__(self, training: LocalTraining) -> None:
         self._training = training
-        self._model: nn.Module | None = None
+        self._placement: Placement | None = None
 
     def run(self, task: Task, local: Local) -> Update:
         """Train from the received parameters; the answer is the difference."""
-        model, trained = self.train(task, local)
-        return self.answer(task, local, model, trained)
+        _, trained = self.train(task, local)
+        return self.answer(task, local, trained)
 
     def evaluate(self, task: Task, local: Local) -> Metrics:
         """The app's metrics of the received model on the held-out part."""
@@ -44,14 +39,20 @@ class ModelClient(ClientHalf):
         """The received parameters and buffers."""
         return weight_group(task.payload, "parameters") | weight_group(task.payload, "buffers")
 
-    def receive(self, task: Task, local: Local) -> nn.Module:
-        """The module with the task's values. It is one for all tasks: the next one changes it."""
+    def receive(self, task: Task, local: Local, *, whole: bool = False) -> nn.Module:
+        """The module with the task's values. It is one for all tasks: the next one changes it.
+
+        Units that do nothing under the task's masks are not in it, unless it is to be `whole`.
+        """
         # Built once a run; its values always come from the task, but for buffers that are no part
         # of its state: those are the server's own by way of the seed.
-        if self._model is None:
-            self._model = build_model(local.app, local.seed)
-        assign(self._model, self.model(task, local))
-        return self._model
+        if self._placement is None:
+            bare = bare_model(local.app, local.seed)
+            self._placement = Placement(bare, adapts=local.kernels)
+        indices = torch.arange(min(self._training.batch_size, len(local.train)))
+        batch = local.train.batch(indices)[0] if len(indices) else None
+        self._placement.assign(self.model(task, local), batch, whole=whole)
+        return self._placement.model
 
     def train(
         self,
@@ -62,12 +63,15 @@ class ModelClient(ClientHalf):
         watch: Watch | None = None,
     ) -> tuple[nn.Module, Trained]:
         """Receive the task's model and train it; pruned weights stay exactly zero."""
-        model = self.receive(task, local)
+        # Gradients are watched of all units, and decay is of all weights.
+        is_whole = watch is not None or self._training.weight_decay > 0
+        model = self.receive(task, local, whole=is_whole)
+        assert self._placement is not None
         trained = train(
             model,
             local,
             self._training.sgd(float(task.settings["learning_rate"])),
-            masks=masks_of(weight_group(task.payload, "parameters")),
+            masks=self._placement.masks,
             batches=batches,
             watch=watch,
         )
@@ -77,15 +81,17 @@ class ModelClient(ClientHalf):
         self,
         task: Task,
         local: Local,
-        model: nn.Module,
         trained: Trained,
         more: Mapping[str, Mapping[str, Item]] | None = None,
         metrics: Metrics | None = None,
     ) -> Update:
         """The update: what training changed, the buffers as they are, `more` groups and metrics."""
-        delta = subtract(parameters_of(model), weight_group(task.payload, "parameters"))
+        assert self._placement is not None
+        parameters = weight_group(task.payload, "parameters")
+        delta = subtract(self._placement.weights(parameters), parameters)
         # Copied: the module's own change with its next task.
-        buffers = {name: buffer.clone() for name, buffer in buffers_of(model).items()}
+        now = self._placement.buffers(weight_group(task.payload, "buffers"))
+        buffers = {name: buffer.clone() for name, buffer in now.items()}
         loss = {"loss": trained.loss} if math.isfinite(trained.loss) else {}
         groups: dict[str, Mapping[str, Item]] = {"delta": delta, "buffers": buffers}
         return Update(

@@ -100,6 +100,7 @@ class _Device:
     app: App
     train: Examples
     held_out: Examples
+    kernels: bool
     private: MemoryPrivate = field(default_factory=MemoryPrivate)
     #: The masks that it holds, as they were sent.
     masks: bytearray | None = None
@@ -124,6 +125,7 @@ class _Device:
             private=self.private,
             meter=_Unmetered(),
             generator=generator,
+            kernels=self.kernels,
         )
 
 
@@ -141,10 +143,11 @@ class Simulation:
         *,
         held_out: Examples | None = None,
         warm_start: Weights | None = None,
+        kernels: bool = False,
     ) -> None:
         """`clients` hold all their examples; each keeps a held-out part as a real device would.
 
-        `held_out` is the server's evaluation set.
+        `held_out` is the server's evaluation set; `kernels` as in `Local`.
         """
         check_wire(spec)
         self._spec = spec
@@ -158,6 +161,7 @@ class Simulation:
                 client_id,
                 app,
                 *split(examples, app.held_out, derive_seed(spec.seed, "held_out", client_id)),
+                kernels,
             )
             for client_id, examples in clients.items()
         }

@@ -6,10 +6,9 @@ and sympy, some 70 MiB of resident memory that a small device does not have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -20,14 +19,13 @@ from coppice.app import App
 from coppice.data import Examples
 from coppice.domain import Metrics
 from coppice.errors import DataError
+from coppice.kernels.layout import forget_scratch
+from coppice.kernels.step import Step
+from coppice.kernels.stepping import Watch, stepping
 from coppice.method import Local
-from coppice.sparse import Mask
+from coppice.sparse import Mask, SparseTensor
 
 EVALUATION_BATCH_SIZE = 256
-
-#: Sees the dense gradients, pruned weights' too, after each backward pass and before the step;
-#: the flag says whether the step is the last.
-Watch: TypeAlias = Callable[[nn.Module, bool], None]
 
 
 @dataclass(frozen=True)
@@ -71,41 +69,91 @@ def train(
     Args:
         masks: By parameter name. What a mask leaves out must be zero, and stays exactly that.
         batches: Indices of the examples of each step, instead of those that `sgd` says.
-        watch: Sees every step's gradients.
+        watch: Sees gradients.
     """
-    named = [item for item in model.named_parameters() if item[1].requires_grad]
-    parameters = [parameter for _, parameter in named]
-    kept = {
-        name: mask.bits.numpy() for name, mask in (masks or {}).items() if mask.count < mask.size
-    }
-    received = [parameter.detach().clone() for parameter in parameters] if sgd.proximal else []
-    velocity = [torch.zeros_like(parameter) for parameter in parameters] if sgd.momentum else []
-    total = torch.zeros((), dtype=torch.float64)
-    steps = 0
+    own_step = Step(sgd.learning_rate, sgd.momentum, sgd.weight_decay, sgd.proximal)
     model.train()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), stepping(model, own_step) as sparse:
         torch.manual_seed(_draw_seed(local.generator))
         if batches is None:
             batches = _batches(len(local.train), sgd, local.generator)
+        descent = _Descent(model, masks or {}, sparse.names, sgd)
+        total = torch.zeros((), dtype=torch.float64)
+        steps = 0
         for indices, following in pairwise(chain(batches, [None])):
             assert indices is not None
+            seen = watch if watch and (following is None or not watch.last_only) else None
+            sparse.watch(seen)
             inputs, targets = local.train.batch(indices)
             loss = local.app.loss(_outputs(model, inputs), targets)
             model.zero_grad(set_to_none=True)
-            loss.backward()
-            if watch is not None:
-                watch(model, following is None)
-            for name, parameter in named:
-                if name in kept and parameter.grad is not None:
-                    gradient = parameter.grad.numpy()
-                    # A third of the time that torch takes with a bool tensor.
-                    np.multiply(gradient, kept[name], out=gradient)
-            _descend(parameters, received, velocity, sgd)
+            with sparse.going_back():
+                loss.backward()
+            if seen is not None:
+                descent.show(seen)
+            descent.step()
             total += loss.detach().reshape(())
             steps += 1
             local.meter.step_done()
     model.zero_grad(set_to_none=True)
     return Trained(steps, float(total) / steps if steps else float("nan"))
+
+
+class _Descent:
+    """The steps of the parameters that are dense in memory."""
+
+    def __init__(
+        self, model: nn.Module, masks: Mapping[str, Mask], besides: Collection[str], sgd: Sgd
+    ) -> None:
+        self._sgd = sgd
+        self._masks = masks
+        self._parameters = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and name not in besides
+        }
+        self._kept = {
+            name: mask.bits.numpy()
+            for name, mask in masks.items()
+            if mask.count < mask.size and name in self._parameters
+        }
+        detached = {name: tensor.detach() for name, tensor in self._parameters.items()}
+        self._received = {name: tensor.clone() for name, tensor in detached.items() if sgd.proximal}
+        self._velocity = {
+            name: torch.zeros_like(tensor) for name, tensor in detached.items() if sgd.momentum
+        }
+
+    def show(self, watch: Watch) -> None:
+        """Let who watches see the gradients."""
+        for name, gradient in self._gradients():
+            is_whole = watch.pruned_too or name not in self._masks
+            kept = gradient if is_whole else SparseTensor.take(gradient, self._masks[name])
+            watch.see(name, kept)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Descend; pruned weights have no gradient."""
+        sgd = self._sgd
+        for name, step in self._gradients():
+            if name in self._kept:
+                gradient = step.numpy()
+                # A third of the time that torch takes with a bool tensor.
+                np.multiply(gradient, self._kept[name], out=gradient)
+            parameter = self._parameters[name]
+            if sgd.weight_decay:
+                step = step.add(parameter, alpha=sgd.weight_decay)
+            if sgd.proximal:
+                step = step.add(parameter - self._received[name], alpha=sgd.proximal)
+            if sgd.momentum:
+                step = self._velocity[name].mul_(sgd.momentum).add_(step)
+            parameter.add_(step, alpha=-sgd.learning_rate)
+
+    def _gradients(self) -> list[tuple[str, Tensor]]:
+        return [
+            (name, parameter.grad)
+            for name, parameter in self._parameters.items()
+            if parameter.grad is not None
+        ]
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -122,23 +170,6 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _descend(
-    parameters: list[nn.Parameter], received: list[Tensor], velocity: list[Tensor], sgd: Sgd
-) -> None:
-    for index, parameter in enumerate(parameters):
-        if parameter.grad is None:
-            continue
-        step = parameter.grad
-        if sgd.weight_decay:
-            step = step.add(parameter, alpha=sgd.weight_decay)
-        if sgd.proximal:
-            step = step.add(parameter - received[index], alpha=sgd.proximal)
-        if sgd.momentum:
-            step = velocity[index].mul_(sgd.momentum).add_(step)
-        parameter.add_(step, alpha=-sgd.learning_rate)
-
-
-@torch.no_grad()
 def evaluate(model: nn.Module, app: App, examples: Examples) -> Metrics:
     """The app's metrics over all examples; empty when there are none."""
     mean = MeanMetrics()
@@ -147,6 +178,7 @@ def evaluate(model: nn.Module, app: App, examples: Examples) -> Metrics:
         indices = torch.arange(start, min(start + EVALUATION_BATCH_SIZE, len(examples)))
         inputs, targets = examples.batch(indices)
         mean.add(app.metrics(model(inputs), targets), weight=len(indices))
+    forget_scratch()
     return mean.value()
 
 

@@ -67,6 +67,15 @@ _MODEL_EXAMPLES = """\
   fedclient model --output digits.safetensors"""
 
 
+_DOCTOR = """\
+Looks at what this device has for training: memory, threads, torch, and the kernels that make pruned
+layers fast. The exit code is 1 when something is not as it should be; it says what to do."""
+
+_DOCTOR_EXAMPLES = """\
+  fedclient doctor
+  fedclient doctor --json"""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     arguments = build_parser().parse_args(argv)
@@ -100,6 +109,11 @@ def _run(arguments: argparse.Namespace, folder: StateFolder) -> int:
             return commands.status(folder, arguments.json)
         case "leave":
             return commands.leave(folder)
+        case "doctor":
+            # Imports torch.
+            from edge_client.doctor import doctor
+
+            return doctor(arguments.json)
         case _:
             return commands.model(folder, arguments.output, arguments.json)
 
@@ -145,6 +159,8 @@ def build_parser() -> argparse.ArgumentParser:
     shown = command("status", "what the client is doing", _STATUS, _STATUS_EXAMPLES)
     shown.add_argument("--json", action="store_true", help="print it as JSON")
     command("leave", "stop the client", _LEAVE, _LEAVE_EXAMPLES)
+    looked = command("doctor", "what this device has for training", _DOCTOR, _DOCTOR_EXAMPLES)
+    looked.add_argument("--json", action="store_true", help="print it as JSON")
     kept = command("model", "the newest model on this device", _MODEL, _MODEL_EXAMPLES)
     kept.add_argument("--output", type=Path, metavar="FILE", help="copy the model to this file")
     kept.add_argument("--json", action="store_true", help="print the description as JSON")
@@ -169,6 +185,11 @@ def _add_join(parser: argparse.ArgumentParser) -> None:
         type=_threads,
         metavar="N",
         help="threads for training (default: one for each core)",
+    )
+    add(
+        "--no-kernels",
+        action="store_true",
+        help="train pruned layers as dense ones with zeros: slower, but the same bits everywhere",
     )
     add(
         "--wait",

@@ -12,6 +12,7 @@ from coppice.app_module import digest_of, read_source
 from coppice.domain import PROTOCOL_VERSION
 from coppice.errors import UnreadableData
 from coppice.wire import coordination_pb2 as pb
+from edge_client.backoff import LONGEST_SECONDS
 from edge_client.connection import Connection
 from edge_client.console import Console
 from edge_client.journal import Journal
@@ -48,7 +49,14 @@ def _live(arguments: Namespace, folder: StateFolder, app_digest: str, stop: Stop
     request = _join_request(identity, arguments, app_digest)
     with Link(connection, request, stop, journal) as link:
         link.meet(arguments.wait)
-        # Only now: importing torch takes a small device many seconds, a wrong address none.
+        reply = _first_work(link, stop, journal, arguments, app_digest)
+        if reply.HasField("run"):
+            journal.enter("preparing")
+        # Threads that wait for each other sleep. By default they spin, which takes several times as
+        # long as soon as anything else wants a core. Read when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # Only now: importing torch takes a small device many seconds and most of the memory that it
+        # has for this; a wrong address and a server without a run take neither.
         from edge_client.loop import Device, Plan
 
         plan = Plan(
@@ -57,26 +65,46 @@ def _live(arguments: Namespace, folder: StateFolder, app_digest: str, stop: Stop
             app=arguments.app,
             app_digest=app_digest,
             num_threads=arguments.threads,
+            kernels=not arguments.no_kernels,
             once=arguments.once,
         )
+        # That took its time, in which someone may have asked the device to leave.
+        stop.check()
         with Device(plan, link, folder, stop, journal) as device:
-            return device.live()
+            return device.live(reply)
+
+
+def _first_work(
+    link: Link, stop: Stop, journal: Journal, arguments: Namespace, app_digest: str
+) -> pb.PollReply:
+    """What the server says when it has something to do for the first time."""
+    journal.enter("waiting")
+    while True:
+        request = pb.PollRequest(capability=_capability(arguments), app_digest=app_digest)
+        reply = link.poll(request)
+        if reply.WhichOneof("reply") not in ("wait", None):
+            return reply
+        stop.wait(min(reply.wait.retry_seconds, LONGEST_SECONDS))
 
 
 def _join_request(identity: Identity, arguments: Namespace, app_digest: str) -> pb.JoinRequest:
-    measured = capability(arguments.threads)
     return pb.JoinRequest(
         protocol_version=PROTOCOL_VERSION,
         device_id=identity.device_id,
         labels=dict(arguments.label),
-        # codec.capability_to_message would bring torch with it.
-        capability=pb.Capability(
-            memory_bytes=measured.memory_bytes,
-            num_threads=measured.num_threads,
-            machine=measured.machine,
-        ),
+        capability=_capability(arguments),
         app_digest=app_digest,
         software=_software(),
+    )
+
+
+def _capability(arguments: Namespace) -> pb.Capability:
+    measured = capability(arguments.threads)
+    # codec.capability_to_message would bring torch with it.
+    return pb.Capability(
+        memory_bytes=measured.memory_bytes,
+        num_threads=measured.num_threads,
+        machine=measured.machine,
     )
 
 

@@ -75,6 +75,8 @@ class Journal:
         self._console.say(
             "data", f"{len(run.train)} examples to train on, {len(run.held_out)} held out"
         )
+        if run.kernels and (trouble := run.kernel_trouble) is not None:
+            self._console.warn("kernels", f"none: {trouble}; `fedclient doctor` says more")
         self._status.update(run=run.workload.name, round_number=0, step=0)
 
     def answered(

@@ -1,7 +1,8 @@
-"""The life of a device: poll, get ready for a run, fetch, work, push, and poll again.
+"""The life of a device: get ready for a run, fetch, work, push, and poll for more.
 
 All of it blocks, in the main thread; a second thread only says that the device is alive. Before
-this begins, `Link` has joined the server; it also waits out whatever the network does.
+this begins, `Link` has joined the server and there is a run; it also waits out whatever the network
+does.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from coppice.errors import (
     UnknownTask,
     UpdateRefused,
 )
+from coppice.memory import give_back
 from coppice.method import Task
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.codec import blob_from_message, capability_to_message, task_from_offer
@@ -53,6 +55,8 @@ class Plan:
     app: Path | None
     app_digest: str
     num_threads: int | None
+    #: Pruned layers may train by kernels of their own (`Local.kernels`).
+    kernels: bool
     #: End with the first run.
     once: bool
 
@@ -87,20 +91,21 @@ class Device:
         self._link.goodbye(error)
         self._models.save()
 
-    def live(self) -> int:
+    def live(self, reply: pb.PollReply) -> int:
         """Work for ever; with `once`, until the first run is over. Returns the exit code.
 
-        Raises Stopped when the process was asked to end, and a Fatal error when it has to.
+        `reply` is what the server said first. Raises Stopped when the process was asked to end, and
+        a Fatal error when it has to.
         """
         while True:
-            self._journal.enter("waiting")
-            reply = self._link.poll(self._poll_request())
             try:
                 self._react(reply)
             except (*_TOO_LATE, *_REFUSED) as error:
                 self._give_up(error)
             if self._plan.once and reply.HasField("over"):
                 return 1 if reply.over.state == "failed" else 0
+            self._journal.enter("waiting")
+            reply = self._link.poll(self._poll_request())
 
     def _poll_request(self) -> pb.PollRequest:
         ready = self._ready
@@ -133,7 +138,9 @@ class Device:
             # A run that nobody has any more: its server was set up anew.
             self._ready.private.forget()
         self._ready = self._choice = None
-        self._ready = get_ready(offer, plan.client_id, plan.data, plan.app, self._folder.private)
+        self._ready = get_ready(
+            offer, plan.client_id, plan.data, plan.app, self._folder.private, plan.kernels
+        )
         self._journal.ready(self._ready)
 
     def _choose(self, terms: pb.TermsOffer) -> None:
@@ -181,6 +188,9 @@ class Device:
             self._models.hold(ready, task, local, update.metrics)
         moved = (self._link.bytes_moved[0] - down, self._link.bytes_moved[1] - up)
         self._journal.answered(task, update, meter, moved, time.monotonic() - started)
+        # The device may wait for long now, and has other things to do.
+        del task, local, update, data
+        give_back()
 
     def _fetch(self, offer: pb.TaskOffer) -> Task:
         self._journal.enter("fetching", offer.round_number)
@@ -194,13 +204,18 @@ class Device:
         self._ready = self._choice = None
         self._journal.over(ready.workload.name, over.state, over.reason)
         if over.HasField("keep"):
-            task = self._fetch(over.keep)
-            local = ready.local(task.round_number, self._capability(), self._meter())
-            self._journal.enter("evaluating")
-            self._models.hold(ready, task, local, ready.answer(task, local).metrics)
+            self._evaluate_last(ready, over.keep)
         if kept := self._models.save():
             self._journal.kept(self._folder.model, kept.metrics)
         ready.private.forget()
+        del ready
+        give_back()
+
+    def _evaluate_last(self, ready: ReadyRun, offer: pb.TaskOffer) -> None:
+        task = self._fetch(offer)
+        local = ready.local(task.round_number, self._capability(), self._meter())
+        self._journal.enter("evaluating")
+        self._models.hold(ready, task, local, ready.answer(task, local).metrics)
 
     def _give_up(self, error: Exception) -> None:
         """The task is gone; the device is not."""

@@ -10,6 +10,7 @@ import torch
 from coppice.app import App, make_app
 from coppice.data import Examples, split
 from coppice.domain import Capability, ClientId, TaskKind, Workload, derive_seed
+from coppice.kernels.library import trouble
 from coppice.method import ClientHalf, Local, Meter, Task, Update, client_half
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.codec import valid_run_key, workload_from_json
@@ -29,6 +30,12 @@ class ReadyRun:
     train: Examples
     held_out: Examples
     private: PrivateState
+    kernels: bool
+
+    @property
+    def kernel_trouble(self) -> str | None:
+        """Why pruned layers can only train as dense ones; None when they need not."""
+        return trouble()
 
     def local(self, round_number: int, capability: Capability, meter: Meter) -> Local:
         """What this device brings to a task of this round."""
@@ -44,6 +51,7 @@ class ReadyRun:
             private=self.private,
             meter=meter,
             generator=generator,
+            kernels=self.kernels,
         )
 
     def answer(self, task: Task, local: Local) -> Update:
@@ -55,7 +63,12 @@ class ReadyRun:
 
 
 def get_ready(
-    offer: pb.RunOffer, client_id: ClientId, data: Path, app_path: Path | None, private: Path
+    offer: pb.RunOffer,
+    client_id: ClientId,
+    data: Path,
+    app_path: Path | None,
+    private: Path,
+    kernels: bool,
 ) -> ReadyRun:
     """Load what the run needs; `private` is the folder of all runs' private states.
 
@@ -77,4 +90,5 @@ def get_ready(
         train=train,
         held_out=held_out,
         private=PrivateState(private / f"{run_key}-{workload.method.name}"),
+        kernels=kernels,
     )

@@ -31,8 +31,9 @@ class Conv2(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) → (N, num_classes) logits."""
-        values = self.pool(self.norm1(self.conv1(inputs)).relu())
-        values = self.pool(self.norm2(self.conv2(values)).relu())
+        # Pooled first: the same values, of which ReLU then sees a quarter.
+        values = self.pool(self.norm1(self.conv1(inputs))).relu()
+        values = self.pool(self.norm2(self.conv2(values))).relu()
         values = self.norm3(self.fc1(values.flatten(1))).relu()
         logits: Tensor = self.fc2(values)
         return logits

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from coppice.app import build_model
 from coppice.data import Examples
-from coppice.sparse import Mask
+from coppice.kernels.stepping import Watch
+from coppice.sparse import Mask, SparseTensor
 from coppice.tensors import parameters_of
 from coppice.training import train
 from tests.coppice.test_training import SETTINGS, settings, training
@@ -71,11 +72,11 @@ def test_gradients_of_pruned_weights_are_those_of_the_loss_at_zero() -> None:
     data = Examples(examples(8).inputs.double(), examples(8).targets)
     seen: dict[str, Tensor] = {}
 
-    def watch(model: nn.Module, is_last: bool) -> None:
-        for name, parameter in model.named_parameters():
-            assert parameter.grad is not None
-            seen[name] = parameter.grad.clone()
+    def see(name: str, gradient: Tensor | SparseTensor) -> None:
+        assert isinstance(gradient, Tensor)
+        seen[name] = gradient.clone()
 
+    watch = Watch(see, pruned_too=True)
     train(model, local(app, data), settings(steps=1, batch_size=8), masks=masks, watch=watch)
 
     fresh = build_model(app, 0)
@@ -101,24 +102,49 @@ def test_gradients_of_pruned_weights_are_those_of_the_loss_at_zero() -> None:
     assert found > 10
 
 
-def test_who_watches_sees_every_step_and_knows_the_last() -> None:
-    flags: list[bool] = []
+def test_who_watches_sees_every_step_or_the_last_before_it_is_taken() -> None:
     weights: list[Tensor] = []
-
-    def watch(model: nn.Module, is_last: bool) -> None:
-        flags.append(is_last)
-        weights.append(model.get_parameter("weight").detach().clone())
-
     _, model, device, sgd = training(steps=3)
+
+    def see(name: str, gradient: Tensor | SparseTensor) -> None:
+        weights.append(model.get_parameter(name).detach().clone())
+
     before = model.get_parameter("weight").detach().clone()
-    train(model, device, sgd, watch=watch)
-    assert flags == [False, False, True]
-    # Before the step, not after it.
-    assert torch.equal(weights[0], before)
-    assert not torch.equal(weights[1], before)
-    flags.clear()
+    train(model, device, sgd, watch=Watch(see))
+    of_each_step = weights[:: len(weights) // 3]
+    assert len(of_each_step) == 3
+    assert torch.equal(of_each_step[0], before)
+    assert not torch.equal(of_each_step[1], before)
+    number = len(weights)
+    weights.clear()
     _, model, device, sgd = training(steps=None, epochs=2, batch_size=22)
-    train(model, device, sgd, watch=watch)
-    assert flags == [False, True]
-    train(model, device, settings(steps=0), watch=watch)
-    assert flags == [False, True]
+    train(model, device, sgd, watch=Watch(see, last_only=True))
+    assert len(weights) == number // 3
+    train(model, device, settings(steps=0), watch=Watch(see))
+    assert len(weights) == number // 3
+
+
+def test_who_does_not_ask_for_pruned_weights_sees_the_gradients_of_kept_ones() -> None:
+    app = ToyApp(two_layers)
+    model = build_model(app, 0)
+    masks = pruned(model)
+    seen: dict[bool, dict[str, Tensor | SparseTensor]] = {True: {}, False: {}}
+    for pruned_too, gradients in seen.items():
+        watch = Watch(gradients.__setitem__, pruned_too, last_only=True)
+        train(
+            build_model(app, 0),
+            local(app, examples(8)),
+            settings(steps=1),
+            masks=masks,
+            watch=watch,
+        )
+    assert seen[True].keys() == seen[False].keys() > masks.keys()
+    for name, gradient in seen[False].items():
+        whole = seen[True][name]
+        assert isinstance(whole, Tensor)
+        if name in masks:
+            assert isinstance(gradient, SparseTensor)
+            assert gradient.mask == masks[name]
+            assert torch.equal(gradient.values, SparseTensor.take(whole, masks[name]).values)
+        else:
+            assert isinstance(gradient, Tensor)

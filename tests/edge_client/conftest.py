@@ -56,6 +56,7 @@ class ThreadedDevice:
             app=None,
             app_digest="",
             num_threads=1,
+            kernels=True,
             once=False,
         )
         self.status = StatusFile(
@@ -84,7 +85,7 @@ class ThreadedDevice:
             link.meet(0.0)
             with Device(self.plan, link, self.folder, self.stop, self.journal) as device:
                 device._refusals = Backoff(self.refusals)
-                return device.live()
+                return device.live(pb.PollReply())
 
     def end(self) -> None:
         self.stop.request()
@@ -130,11 +131,11 @@ def fedclient(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts the real program; what still runs at the end of the test is killed."""
     with ExitStack() as started:
 
-        def start(*arguments: str | Path) -> subprocess.Popen[str]:
+        def start(*arguments: str | Path, **env: str) -> subprocess.Popen[str]:
             process = subprocess.Popen(
                 [sys.executable, "-m", "edge_client", *map(str, arguments)],
                 cwd=ROOT,
-                env={"XDG_STATE_HOME": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": "1"},
+                env={"XDG_STATE_HOME": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": "1", **env},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

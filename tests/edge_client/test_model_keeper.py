@@ -24,7 +24,7 @@ from tests.edge_client.test_status import Clock
 @pytest.fixture
 def ready(data: Path, tmp_path: Path) -> ReadyRun:
     offer = pb.RunOffer(run_id=1, run_key=run_key(1), workload_json=workload_to_json(WORKLOAD))
-    return get_ready(offer, ClientId("kitchen"), data, None, tmp_path / "private")
+    return get_ready(offer, ClientId("kitchen"), data, None, tmp_path / "private", True)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ ENDLESS = replace(
 
 @pytest.fixture
 def join(fedclient: Start, server: FakeServer, data: Path, tmp_path: Path) -> Start:
-    def start(*more: str) -> subprocess.Popen[str]:
+    def start(*more: str, **env: str) -> subprocess.Popen[str]:
         return fedclient(
             "join",
             server.address,
@@ -38,6 +38,7 @@ def join(fedclient: Start, server: FakeServer, data: Path, tmp_path: Path) -> St
             "--threads",
             "1",
             *more,
+            **env,
         )
 
     return start
@@ -51,6 +52,26 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit code, output and errors of a process that is about to end."""
     out, errors = process.communicate(timeout=END_SECONDS)
     return process.returncode, out, errors
+
+
+def test_device_without_a_run_does_not_load_torch(join: Start, server: FakeServer) -> None:
+    process = join("--once")
+    server.wait_for("PollTask", 2)
+    loaded = Path(f"/proc/{process.pid}/maps").read_text()
+    assert "libtorch" not in loaded
+    assert "grpc" in loaded
+    server.offer_run()
+    server.end_run()
+    assert end(process)[0] == 0
+
+
+def test_threads_of_the_device_do_not_spin(join: Start, server: FakeServer) -> None:
+    server.offer_run()
+    server.end_run()
+    # The OpenMP runtime that torch brings says by itself how it was set up.
+    code, _, errors = end(join("--once", OMP_DISPLAY_ENV="TRUE"))
+    assert code == 0
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in errors
 
 
 def test_whole_life_with_once(join: Start, server: FakeServer, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def prepare(
     app: Path | None = None,
 ) -> ReadyRun:
     offer = pb.RunOffer(run_id=1, run_key=key, workload_json=workload_to_json(workload))
-    return get_ready(offer, KITCHEN, data, app, private)
+    return get_ready(offer, KITCHEN, data, app, private, True)
 
 
 def local_of(ready: ReadyRun, round_number: int = 1) -> Local:
@@ -102,7 +102,7 @@ def test_key_of_a_run_cannot_name_another_folder(data: Path, tmp_path: Path, key
 
 def test_workload_that_cannot_be_read_is_an_error(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidMessage):
-        get_ready(pb.RunOffer(run_id=1, workload_json="{}"), KITCHEN, data, None, tmp_path)
+        get_ready(pb.RunOffer(run_id=1, workload_json="{}"), KITCHEN, data, None, tmp_path, True)
 
 
 def test_evaluation_is_on_what_is_held_out(data: Path, tmp_path: Path) -> None:

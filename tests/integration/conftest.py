@@ -42,7 +42,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, digits: dict[str, Path]) -> 
     """A server and three devices without an app."""
     with Fleet(tmp_path_factory.mktemp("fleet")) as fleet:
         for name, path in digits.items():
-            fleet.join(name, path)
+            # What it trains is compared with simulations, bit by bit.
+            fleet.join(name, path, "--no-kernels")
         yield fleet
 
 
@@ -51,5 +52,5 @@ def app_fleet(tmp_path_factory: pytest.TempPathFactory, digits: dict[str, Path])
     """A server and three devices with the app that has gates."""
     with Fleet(tmp_path_factory.mktemp("app_fleet")) as fleet:
         for name, path in digits.items():
-            fleet.join(name, path, "--app", APP)
+            fleet.join(name, path, "--app", APP, "--no-kernels")
         yield fleet

@@ -41,11 +41,15 @@ def app_file(**keys: str | None) -> str:
 
 def simulated(text: str, data: Mapping[str, Path]) -> dict[str, bytes]:
     """The tensors, as bytes, that a run ends with in one process. `data` is by client."""
+    return as_bytes(simulated_model(text, data))
+
+
+def simulated_model(text: str, data: Mapping[str, Path]) -> Weights:
+    """The global model that a run ends with in one process."""
     file = parse_run_file(text, HERE)
     app = make_app(file.spec.workload, file.app_path)
     clients = {ClientId(name): app.load(path) for name, path in data.items()}
-    result = Simulation(file.spec, app, clients).run()
-    return as_bytes(result.models["global"])
+    return Simulation(file.spec, app, clients).run().models["global"]
 
 
 def saved(path: Path) -> dict[str, bytes]:

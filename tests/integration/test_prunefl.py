@@ -9,6 +9,7 @@ import pytest
 
 from coppice import tree
 from coppice.methods.prunefl.server import State
+from coppice.tensors import Weights
 from server.blobs import Blobs
 from tests.integration.fleet import Fleet, Server
 from tests.integration.runs import app_file, as_bytes, run_file, saved, simulated
@@ -64,7 +65,7 @@ def test_wire_and_simulation_end_in_the_same_bytes(
     fleet: Fleet, digits: dict[str, Path], name: str
 ) -> None:
     run, rounds = finished(fleet, RUNS[name])
-    assert last_model(fleet.server, run["run_id"]) == simulated(RUNS[name], digits)
+    assert as_bytes(last_model(fleet.server, run["run_id"])) == simulated(RUNS[name], digits)
     assert rounds[-1]["metrics"]["density"] < rounds[0]["metrics"]["density"] < 1
     rows = fleet.server.ledger(run["run_id"])
     by_round = [row["client_id"] for row in rows if row["kind"] == "train"]
@@ -72,13 +73,13 @@ def test_wire_and_simulation_end_in_the_same_bytes(
     assert len(by_round) == 3 + 6 * 3
 
 
-def last_model(server: Server, run_id: int) -> dict[str, bytes]:
+def last_model(server: Server, run_id: int) -> Weights:
     """The model of the last round. The file that a run leaves is of its best one."""
     with server.store() as store:
         ref = store.run(run_id).state_blob
     assert ref is not None
     state = tree.load(State, bytes(Blobs(server.data / "blobs").read(ref.digest)))
-    return as_bytes({**state.parameters, **state.buffers})
+    return {**state.parameters, **state.buffers}
 
 
 def finished(fleet: Fleet, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

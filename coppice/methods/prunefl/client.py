@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coppice.domain import derive_seed
+from coppice.kernels.stepping import Watch
 from coppice.method import Local, Task, Update
 from coppice.methods.prunefl.settings import Settings
 from coppice.model_client import ModelClient
@@ -51,20 +52,18 @@ class Client(ModelClient):
         sums = {name: torch.zeros(mask.count) for name, mask in masks.items()}
         base = torch.zeros((), dtype=torch.float64)
 
-        def watch(model: nn.Module, is_last: bool) -> None:
-            for name, gradient in _gradients(model):
-                if name in masks:
-                    kept = gradient.reshape(-1).index_select(0, masks[name].positions)
-                    sums[name].addcmul_(kept, kept)
-                else:
-                    base.add_(_square_sum(gradient))
+        def see(name: str, gradient: Tensor | SparseTensor) -> None:
+            if isinstance(gradient, SparseTensor):
+                sums[name].addcmul_(gradient.values, gradient.values)
+            else:
+                base.add_(_square_sum(gradient))
 
         passes = chain.from_iterable(repeat(batches, int(task.settings["passes"])))
-        model, trained = self.train(task, local, batches=passes, watch=watch)
+        model, trained = self.train(task, local, batches=passes, watch=Watch(see))
         squares = {name: SparseTensor(mask, sums[name]) for name, mask in masks.items()}
         more = _report(squares, importance=base)
         accuracy = _accuracy(model, local, torch.cat(batches)) if batches else {}
-        return self.answer(task, local, model, trained, more, accuracy)
+        return self.answer(task, local, trained, more, accuracy)
 
     def _fixed_batches(self, local: Local) -> list[Tensor]:
         # The same ones in each task of the chain.
@@ -81,35 +80,36 @@ class Client(ModelClient):
         squares = {name: torch.zeros(mask.shape) for name, mask in masks.items()}
         base = torch.zeros((), dtype=torch.float64)
 
-        def watch(model: nn.Module, is_last: bool) -> None:
-            for name, gradient in _gradients(model) if is_last else ():
-                if name in masks:
-                    squares[name] = gradient.square().mul_(weight)
-                else:
-                    base.add_(_square_sum(gradient), alpha=weight)
+        def see(name: str, gradient: Tensor | SparseTensor) -> None:
+            assert isinstance(gradient, Tensor)
+            if name in masks:
+                squares[name] = gradient.square().mul_(weight)
+            else:
+                base.add_(_square_sum(gradient), alpha=weight)
 
-        model, trained = self.train(task, local, watch=watch)
+        watch = Watch(see, pruned_too=True, last_only=True)
+        _, trained = self.train(task, local, watch=watch)
         more = _report(squares, importance=base)
-        return self.answer(task, local, model, trained, more)
+        return self.answer(task, local, trained, more)
 
     def _train_and_sum(self, task: Task, local: Local, masks: Mapping[str, Mask]) -> Update:
         """The sum of the gradients over the steps; kept weights' the server reads off the delta."""
         sums: dict[str, Tensor] = {}
 
-        def watch(model: nn.Module, is_last: bool) -> None:
-            for name, gradient in _gradients(model):
-                if name in masks:
-                    sums[name] = sums[name].add_(gradient) if name in sums else gradient.clone()
+        def see(name: str, gradient: Tensor | SparseTensor) -> None:
+            assert isinstance(gradient, Tensor)
+            if name in masks:
+                sums[name] = sums[name].add_(gradient) if name in sums else gradient.clone()
 
-        model, trained = self.train(task, local, watch=watch)
+        _, trained = self.train(task, local, watch=Watch(see, pruned_too=True))
         buffer = self._grown(local, masks, sums)
         if not task.settings["report"]:
             local.private.stage(buffer)
-            return self.answer(task, local, model, trained)
+            return self.answer(task, local, trained)
         local.private.stage(Buffer({}, 0.0))
         mass = torch.tensor(buffer.mass, dtype=torch.float64)
         more = _report(buffer.squares, mass=mass)
-        return self.answer(task, local, model, trained, more)
+        return self.answer(task, local, trained, more)
 
     def _grown(self, local: Local, masks: Mapping[str, Mask], sums: Mapping[str, Tensor]) -> Buffer:
         """The buffer with this round's gradients; it begins anew when the masks have changed."""
@@ -127,14 +127,6 @@ class Client(ModelClient):
 
 def _report(squares: Mapping[str, Item], **base: Tensor) -> dict[str, Mapping[str, Item]]:
     return {"importance": squares, "base": base}
-
-
-def _gradients(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [
-        (name, parameter.grad)
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    ]
 
 
 def _square_sum(gradient: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coppice.errors import TaskAbandoned
+from coppice.kernels.stepping import Watch
 from coppice.methods.prunefl.client import Buffer
 from coppice.methods.prunefl.importance import Importance
 from coppice.sparse import SparseTensor
@@ -26,12 +27,15 @@ def gradients(run: Small, name: str) -> list[dict[str, Tensor]]:
     model = run.client.receive(task, device)
     steps: list[dict[str, Tensor]] = []
 
-    def watch(model: nn.Module, is_last: bool) -> None:
-        steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    def see(name: str, gradient: Tensor | SparseTensor) -> None:
+        assert isinstance(gradient, Tensor)
+        if not steps or name in steps[-1]:
+            steps.append({})
+        steps[-1][name] = gradient.clone()
 
     sgd = run.client._training.sgd(float(task.settings["learning_rate"]))
     masks = masks_of(weight_group(task.payload, "parameters"))
-    train(model, device, sgd, masks=masks, watch=watch)
+    train(model, device, sgd, masks=masks, watch=Watch(see, pruned_too=True))
     return steps
 
 

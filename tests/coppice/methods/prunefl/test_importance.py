@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from torch import nn
 
 from coppice.domain import ClientId, WireSpec
+from coppice.kernels.stepping import Watch
 from coppice.method import Update
 from coppice.methods.prunefl.importance import Importance, Tally
 from coppice.sparse import Item, Mask, SparseTensor
@@ -30,13 +30,12 @@ def gradients_both_ways(momentum: float) -> tuple[dict[str, torch.Tensor], dict[
     device = local(ToyApp(two_layers), type(data)(data.inputs.double(), data.targets))
     sums: dict[str, torch.Tensor] = {}
 
-    def watch(model: nn.Module, is_last: bool) -> None:
-        for name, parameter in model.named_parameters():
-            assert parameter.grad is not None
-            sums[name] = sums.get(name, torch.zeros(())) + parameter.grad
+    def see(name: str, gradient: torch.Tensor | SparseTensor) -> None:
+        assert isinstance(gradient, torch.Tensor)
+        sums[name] = sums.get(name, torch.zeros(())) + gradient
 
     sgd = Sgd(learning_rate=ETA, steps=4, epochs=None, batch_size=3, momentum=momentum)
-    train(model, device, sgd, watch=watch)
+    train(model, device, sgd, watch=Watch(see, pruned_too=True))
     weights: Weights = {
         name: SparseTensor.take(tensor, Mask.full(tuple(tensor.shape))) if name in NAMES else tensor
         for name, tensor in before.items()
