@@ -10,7 +10,17 @@ from pathlib import Path
 
 #: Each is a module of this package with `DESCRIPTION`, `add_arguments(parser)` and
 #: `run(arguments) -> list of cases`, which prints its table itself.
-SCENARIOS = ("coordination", "fashion", "prunefl", "prunefl-wire", "wire")
+SCENARIOS = (
+    "coordination",
+    "device-memory",
+    "fashion",
+    "kernels",
+    "memory",
+    "prunefl",
+    "prunefl-kernels",
+    "prunefl-wire",
+    "wire",
+)
 
 
 def main() -> int:

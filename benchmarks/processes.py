@@ -36,13 +36,6 @@ class RunningServer:
         times = self.process.cpu_times()
         return float(times.user + times.system)
 
-    def peak_rss_bytes(self) -> int:
-        """The most resident memory so far, as the kernel kept it."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-        raise RuntimeError("the kernel does not tell peak memory")
-
     def wait_until_ended(self, run_id: int, seconds: float) -> dict[str, Any]:
         """The run's record once it has ended; RuntimeError when that takes too long."""
         end = time.monotonic() + seconds

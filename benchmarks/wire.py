@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import math
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
+from benchmarks.peak import peak_bytes
 from coppice.aggregation import WeightedMean
 from coppice.sparse import Mask, SparseTensor
 from coppice.tensors import Payload, spec_of
@@ -28,9 +26,6 @@ DESCRIPTION = "sparse payloads: bytes, distance from entropy, speed and peak mem
 
 _DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.01)
 _SPEED_DENSITY = 0.1
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-#: What the kernel takes for "forget the peak".
-_FORGET_PEAK = "5"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +165,7 @@ def _measure(name: str, weights: int, repeats: int) -> dict[str, Any]:
     operations = _operations(weights)
     copy, operation = operations["copy the values"](), operations[name]()
     # The first time, with all that is found once and kept, such as the positions of a mask's ones.
-    peak = _peak_bytes(operation)
+    peak = peak_bytes(operation)
     # In turns, for what else the machine does to disturb both alike.
     pairs = [(_seconds(copy), _seconds(operation)) for _ in range(repeats)]
     return {
@@ -185,14 +180,3 @@ def _seconds(operation: _Operation) -> float:
     start = time.perf_counter()
     operation()
     return time.perf_counter() - start
-
-
-def _peak_bytes(operation: _Operation) -> int:
-    """By how much the process grows at most, its result included."""
-    # What was freed before goes back to the system: used again, it would not be seen.
-    ctypes.CDLL(None).malloc_trim(0)
-    before = psutil.Process().memory_info().rss
-    _CLEAR.write_text(_FORGET_PEAK)
-    operation()
-    (line,) = [line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")]
-    return max(0, int(line.split()[1]) * 1024 - before)
