@@ -23,6 +23,7 @@ from coppice.tensors import Weights
 
 _Bits: TypeAlias = NDArray[np.bool_]
 
+#: Entries of a mask that are unpacked at a time, into a byte each.
 _BITS_AT_ONCE = 2**19
 
 

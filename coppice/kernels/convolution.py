@@ -15,15 +15,13 @@ from torch.nn.grad import conv2d_weight
 
 from coppice.kernels.layout import batch_first, floats, scratch, to_batch_innermost
 from coppice.kernels.library import Library, UpdateArrays, address, library
-from coppice.kernels.structure import Geometry, Structure
+from coppice.kernels.structure import TILE_FLOATS, Geometry, Structure
 
 if TYPE_CHECKING:
     from coppice.kernels.layers import SparseLayer
 
 #: Rows in memory are a multiple of so many floats.
 _ROW_FLOATS = 4
-#: A tile of outputs, at most.
-_TILE_FLOATS = 80
 
 
 def sparse_convolution(inputs: Tensor, layer: SparseLayer) -> Tensor:
@@ -107,7 +105,7 @@ def _forward(
     geometry, batch = structure.geometry, laid_out.shape[-1]
     outputs = floats(structure.rows, geometry.out_height, geometry.out_width, batch)
     # Where several tiles read the weights it pays to bring them into their order first.
-    is_stored = geometry.out_height * geometry.out_width * batch <= _TILE_FLOATS
+    is_stored = geometry.out_height * geometry.out_width * batch <= TILE_FLOATS
     if structure.stored_at is not None and not is_stored:
         ordered = scratch("weights", structure.count)
         torch.index_select(weight, 0, structure.stored_at, out=ordered)

@@ -15,7 +15,8 @@ from coppice.sparse import Mask
 #: Bytes of a block's tile that the first-level cache surely holds, beside all else: a Cortex-A53
 #: and A72 have 32 KiB.
 _TILE_BYTES = 24 * 1024
-_TILE_FLOATS = 80
+#: A tile of outputs, at most: what FORWARD_TILE of the library is at its largest.
+TILE_FLOATS = 80
 #: Of so many weights a row and block should have some, to pay for loading what was summed so far.
 _WEIGHTS_OF_BLOCK = 16
 #: Offsets have 16 bits.
@@ -231,7 +232,7 @@ def _block_size(
     """Channels of a block: what a tile reads of them, in so many arrays, fits the cache, and the
     offsets 16 bits.
     """
-    tile = min(_TILE_FLOATS, width * batch)
+    tile = min(TILE_FLOATS, width * batch)
     is_gapless = width == read[1]
     floats = tile if is_gapless else taps[0] * (tile + (taps[1] - 1) * batch)
     fits = max(8, _TILE_BYTES // (4 * floats * arrays))
