@@ -83,9 +83,11 @@ class _SparseConvolution(torch.autograd.Function):
             if stepper.needs_dense:
                 stepper.add_dense(_dense_gradient(laid_out, gradient, layer))
             how = stepper.arrays(weight)
-        d_input = _backward(
-            found, structure, weight, how, laid_out, gradient, ctx.needs_input_grad[0]
-        )
+        d_input = None
+        if ctx.needs_input_grad[0]:
+            d_input = _backward(found, structure, weight, how, laid_out, gradient)
+        else:
+            _weight_gradient(found, structure, weight, how, laid_out, gradient)
         if stepper is not None:
             stepper.came_back(found, weight)
         d_bias = None
@@ -131,17 +133,15 @@ def _backward(
     how: UpdateArrays,
     laid_out: Tensor,
     gradient: Tensor,
-    wants_input: bool,
-) -> Tensor | None:
+) -> Tensor:
     """The gradient of the input, laid out as that is."""
     geometry, batch = structure.geometry, laid_out.shape[-1]
     threads = torch.get_num_threads()
-    inner, d_inner, d_input = laid_out, None, None
-    if wants_input:
-        d_inner = d_input = torch.empty_like(laid_out)
+    inner = laid_out
+    d_inner = d_input = torch.empty_like(laid_out)
     if geometry.is_packed:
         inner = _padded(found, laid_out, geometry)
-        d_inner = scratch("d_inner", *inner.shape) if wants_input else None
+        d_inner = scratch("d_inner", *inner.shape)
     spread = _spread(found, gradient, geometry)
     found.backward(
         byref(structure.layer),
@@ -153,12 +153,31 @@ def _backward(
         batch,
         threads,
     )
-    if d_inner is not d_input:
-        assert d_input is not None
+    if geometry.is_packed:
         borders = geometry.top, geometry.left, geometry.stride, geometry.phases
         sizes = *laid_out.shape[:3], *borders, *geometry.padded, batch
         found.unpad(address(d_inner), address(d_input), *sizes, threads)
     return d_input
+
+
+def _weight_gradient(
+    found: Library,
+    structure: Structure,
+    weight: Tensor,
+    how: UpdateArrays,
+    laid_out: Tensor,
+    gradient: Tensor,
+) -> None:
+    padded = _padded(found, laid_out, structure.geometry)
+    found.weight_gradient(
+        byref(structure.layer),
+        address(weight),
+        byref(how),
+        address(gradient),
+        address(padded),
+        laid_out.shape[-1],
+        torch.get_num_threads(),
+    )
 
 
 def _dense_gradient(laid_out: Tensor, gradient: Tensor, layer: SparseLayer) -> Tensor:

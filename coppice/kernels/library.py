@@ -157,6 +157,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "reorder": [_PLAN, c_void_p, _INDICES, _FLOATS, _FLOATS, c_int],
     "forward": [_LAYER, _FLOATS, c_int, _FLOATS, _FLOATS, _FLOATS, c_int, c_int],
     "backward": [_LAYER, _FLOATS, _UPDATE, _FLOATS, _FLOATS, _FLOATS, c_int, c_int],
+    "weight_gradient": [_LAYER, _FLOATS, _UPDATE, _FLOATS, _FLOATS, c_int, c_int],
     "take_step": [_FLOATS, _UPDATE, c_int],
     "pad": [_FLOATS, _FLOATS, *[c_int] * 11],
     "unpad": [_FLOATS, _FLOATS, *[c_int] * 11],

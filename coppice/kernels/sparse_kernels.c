@@ -15,6 +15,7 @@
  *      d_in     += weight · d_out
  *      d_weight += <in, d_out>
  * so that no dense gradient of the weights is ever there. No atomics: every weight has one owner.
+ * A first layer needs no d_in, and walks the weights by output channel here, too.
  *
  * Blocks. Weights are also grouped by blocks of input (forward) or output (backward) channels, so
  * that what a tile reads of one block stays in the first-level cache. Offsets are relative to the
@@ -34,18 +35,17 @@
 
 #if defined(__AVX2__) && defined(__FMA__)
 #define LANES 8
-#define FORWARD_TILE 80  /* floats: 10 of 16 registers */
-#define BACKWARD_TILE 64 /* floats, twice: gradients to come and inputs */
+#define FORWARD_TILE 80 /* floats: 10 of 16 registers */
 #else
 #define LANES 4
 #if defined(__aarch64__)
 #define FORWARD_TILE 64 /* 16 of 32 registers */
-#define BACKWARD_TILE 40
 #else
 #define FORWARD_TILE 40 /* 10 of 16 registers */
-#define BACKWARD_TILE 24
 #endif
 #endif
+/* Floats: what a weight costs is small beside them, and six such runs fit the first-level cache. */
+#define BACKWARD_TILE 640
 
 typedef float lanes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
@@ -413,120 +413,88 @@ void coppice_forward(const layer *of, const float *weights, int in_stored_order,
 
 /* ---- backward --------------------------------------------------------------------------------- */
 
-/* One tile of columns [begin, end) and one block, for weights [from, to) of them. */
-INLINE void backward_tile(const int VECTORS, const int TAIL, const int WANTS_IN,
-                          const int32_t *ptr, const uint16_t *offset, const float *weights,
+/* One tile of columns [begin, end) and one block. Four weights at a time meet all of it, so that what
+ * each of them costs, the sum over the lanes above all, is shared by a long run of floats. */
+INLINE void backward_tile(const int32_t *ptr, const uint16_t *offset, const float *weights,
                           const float *d_out, const float *in, float *d_in, float *d_weights,
-                          ptrdiff_t plane, int begin, int end, ptrdiff_t batch, int from, int to,
-                          int is_first)
+                          ptrdiff_t plane, int begin, int end, int floats, ptrdiff_t batch, int is_first)
 {
+    const int whole = floats / LANES * LANES;
     for (int column = begin; column < end; column++) {
-        int j = ptr[column] > from ? ptr[column] : from;
-        const int last = ptr[column + 1] < to ? ptr[column + 1] : to;
-        if (!is_first && j >= last)
-            continue;
-        lanes total[BACKWARD_TILE / LANES], input[BACKWARD_TILE / LANES];
-        four rest = {0}, input_rest = {0};
+        const int last = ptr[column + 1];
         const float *x = in + column * plane;
-        UNROLL for (int v = 0; v < VECTORS; v++)
-        {
-            total[v] = (lanes){0};
-            input[v] = LOAD(x + v * LANES);
-        }
-        if (TAIL)
-            input_rest = LOAD4(x + VECTORS * LANES);
+        float *total = d_in + column * plane;
+        int j = ptr[column];
+        if (is_first)
+            memset(total, 0, sizeof(float) * (size_t)floats);
         for (; j + 4 <= last; j += 4) {
+            const float *g[4];
+            float weight[4];
+            lanes product[4];
             four part[4];
             UNROLL for (int u = 0; u < 4; u++)
             {
-                const float *g = d_out + offset[j + u] * batch;
-                const float weight = WANTS_IN ? weights[j + u] : 0.0f;
-                lanes product = {0};
-                UNROLL for (int v = 0; v < VECTORS; v++)
+                g[u] = d_out + offset[j + u] * batch;
+                weight[u] = weights[j + u];
+                product[u] = (lanes){0};
+            }
+            for (int at = 0; at < whole; at += LANES) {
+                const lanes input = LOAD(x + at);
+                lanes sum_here = LOAD(total + at);
+                UNROLL for (int u = 0; u < 4; u++)
                 {
-                    const lanes d = LOAD(g + v * LANES);
-                    if (WANTS_IN)
-                        total[v] += weight * d;
-                    product = v ? product + input[v] * d : input[v] * d;
+                    const lanes d = LOAD(g[u] + at);
+                    product[u] += input * d;
+                    sum_here += weight[u] * d;
                 }
-                part[u] = fold(product);
-                if (TAIL) {
-                    const four d = LOAD4(g + VECTORS * LANES);
-                    if (WANTS_IN)
-                        rest += weight * d;
-                    part[u] = VECTORS ? part[u] + input_rest * d : input_rest * d;
+                STORE(total + at, sum_here);
+            }
+            UNROLL for (int u = 0; u < 4; u++) part[u] = fold(product[u]);
+            if (whole < floats) {
+                const four input = LOAD4(x + whole);
+                four sum_here = LOAD4(total + whole);
+                UNROLL for (int u = 0; u < 4; u++)
+                {
+                    const four d = LOAD4(g[u] + whole);
+                    part[u] += input * d;
+                    sum_here += weight[u] * d;
                 }
+                STORE4(total + whole, sum_here);
             }
             STORE4(d_weights + j, LOAD4(d_weights + j) + sums(part[0], part[1], part[2], part[3]));
         }
         for (; j < last; j++) {
             const float *g = d_out + offset[j] * batch;
-            const float weight = WANTS_IN ? weights[j] : 0.0f;
+            const float weight = weights[j];
             lanes product = {0};
-            UNROLL for (int v = 0; v < VECTORS; v++)
-            {
-                const lanes d = LOAD(g + v * LANES);
-                if (WANTS_IN)
-                    total[v] += weight * d;
-                product += input[v] * d;
+            for (int at = 0; at < whole; at += LANES) {
+                const lanes d = LOAD(g + at);
+                product += LOAD(x + at) * d;
+                STORE(total + at, LOAD(total + at) + weight * d);
             }
             four part = fold(product);
-            if (TAIL) {
-                const four d = LOAD4(g + VECTORS * LANES);
-                if (WANTS_IN)
-                    rest += weight * d;
-                part += input_rest * d;
+            if (whole < floats) {
+                const four d = LOAD4(g + whole);
+                part += LOAD4(x + whole) * d;
+                STORE4(total + whole, LOAD4(total + whole) + weight * d);
             }
             d_weights[j] += sum(part);
-        }
-        if (WANTS_IN) {
-            float *result = d_in + column * plane;
-            if (!is_first) {
-                UNROLL for (int v = 0; v < VECTORS; v++) total[v] += LOAD(result + v * LANES);
-                if (TAIL)
-                    rest += LOAD4(result + VECTORS * LANES);
-            }
-            UNROLL for (int v = 0; v < VECTORS; v++) STORE(result + v * LANES, total[v]);
-            if (TAIL)
-                STORE4(result + VECTORS * LANES, rest);
         }
     }
 }
 
-typedef void (*backward_function)(const int32_t *, const uint16_t *, const float *, const float *,
-                                  const float *, float *, float *, ptrdiff_t, int, int, ptrdiff_t,
-                                  int, int, int);
+/* Gradients of weights [from, to) begin at 0, where they are not added to what is there. */
+static void begin_gradient(const update *how, int from, int to)
+{
+    if (how->rate != 0.0f && from < to)
+        memset(how->gradient + from, 0, sizeof(float) * (size_t)(to - from));
+}
 
-#define BACKWARD(VECTORS, TAIL)                                                                   \
-    static void backward_##VECTORS##_##TAIL(                                                      \
-        const int32_t *ptr, const uint16_t *offset, const float *weights, const float *d_out,     \
-        const float *in, float *d_in, float *d_weights, ptrdiff_t plane, int begin, int end,      \
-        ptrdiff_t batch, int from, int to, int is_first)                                          \
-    {                                                                                             \
-        if (d_in)                                                                                 \
-            backward_tile(VECTORS, TAIL, 1, ptr, offset, weights, d_out, in, d_in, d_weights,     \
-                          plane, begin, end, batch, from, to, is_first);                          \
-        else                                                                                      \
-            backward_tile(VECTORS, TAIL, 0, ptr, offset, weights, d_out, in, NULL, d_weights,     \
-                          plane, begin, end, batch, from, to, is_first);                          \
-    }
-#define NAME_BACKWARD(VECTORS, TAIL) backward_##VECTORS##_##TAIL,
-#if LANES == 8
-#define EACH_BACKWARD(X)                                                                          \
-    X(0, 1) X(1, 0) X(1, 1) X(2, 0) X(2, 1) X(3, 0) X(3, 1) X(4, 0) X(4, 1) X(5, 0) X(5, 1)       \
-    X(6, 0) X(6, 1) X(7, 0) X(7, 1) X(8, 0)
-#elif defined(__aarch64__)
-#define EACH_BACKWARD(X)                                                                          \
-    X(1, 0) X(2, 0) X(3, 0) X(4, 0) X(5, 0) X(6, 0) X(7, 0) X(8, 0) X(9, 0) X(10, 0)
-#else
-#define EACH_BACKWARD(X) X(1, 0) X(2, 0) X(3, 0) X(4, 0) X(5, 0) X(6, 0)
-#endif
-EACH_BACKWARD(BACKWARD)
-static const backward_function backward_functions[] = {NULL, EACH_BACKWARD(NAME_BACKWARD)};
-
-/* Weights [from, to) take their step; their gradients are whole. */
+/* Weights [from, to) take their step, if they do; their gradients are whole. */
 static void take_step(float *weights, const update *how, int from, int to)
 {
+    if (how->rate == 0.0f)
+        return;
     if (how->anchor)
         for (int j = from; j < to; j++)
             how->gradient[j] += how->pull * (weights[j] - how->anchor[j]);
@@ -547,31 +515,29 @@ void coppice_take_step(float *weights, const update *how, int count)
 }
 
 /* One weight and one tile of a single pixel: what it adds to d_in, and to its own gradient. */
-INLINE four meet(const int VECTORS, const int TAIL, const int WANTS_IN, float weight,
-                 const lanes *gradient, four gradient_rest, const float *in, float *d_in)
+INLINE four meet(const int VECTORS, const int TAIL, float weight, const lanes *gradient,
+                 four gradient_rest, const float *in, float *d_in)
 {
     lanes product = {0};
     UNROLL for (int v = 0; v < VECTORS; v++)
     {
         const lanes x = LOAD(in + v * LANES);
         product = v ? product + gradient[v] * x : gradient[v] * x;
-        if (WANTS_IN)
-            STORE(d_in + v * LANES, LOAD(d_in + v * LANES) + weight * gradient[v]);
+        STORE(d_in + v * LANES, LOAD(d_in + v * LANES) + weight * gradient[v]);
     }
     four part = fold(product);
     if (TAIL) {
         const four x = LOAD4(in + VECTORS * LANES);
         part = VECTORS ? part + gradient_rest * x : gradient_rest * x;
-        if (WANTS_IN)
-            STORE4(d_in + VECTORS * LANES, LOAD4(d_in + VECTORS * LANES) + weight * gradient_rest);
+        STORE4(d_in + VECTORS * LANES, LOAD4(d_in + VECTORS * LANES) + weight * gradient_rest);
     }
     return part;
 }
 
 /* One tile of single pixels, of all rows and one block of columns. */
-INLINE void rows_tile(const int VECTORS, const int TAIL, const int WANTS_IN, const int32_t *ptr,
-                      const uint16_t *offset, const float *weights, const float *d_out,
-                      const float *in, float *d_in, float *d_weights, int rows, ptrdiff_t batch)
+INLINE void rows_tile(const int VECTORS, const int TAIL, const int32_t *ptr, const uint16_t *offset,
+                      const float *weights, const float *d_out, const float *in, float *d_in,
+                      float *d_weights, int rows, ptrdiff_t batch)
 {
     for (int row = 0; row < rows; row++) {
         int j = ptr[row];
@@ -586,15 +552,13 @@ INLINE void rows_tile(const int VECTORS, const int TAIL, const int WANTS_IN, con
             UNROLL for (int u = 0; u < 4; u++)
             {
                 const ptrdiff_t at = offset[j + u] * batch;
-                part[u] = meet(VECTORS, TAIL, WANTS_IN, weights[j + u], gradient, rest, in + at,
-                               WANTS_IN ? d_in + at : NULL);
+                part[u] = meet(VECTORS, TAIL, weights[j + u], gradient, rest, in + at, d_in + at);
             }
             STORE4(d_weights + j, LOAD4(d_weights + j) + sums(part[0], part[1], part[2], part[3]));
         }
         for (; j < last; j++) {
             const ptrdiff_t at = offset[j] * batch;
-            d_weights[j] += sum(meet(VECTORS, TAIL, WANTS_IN, weights[j], gradient, rest, in + at,
-                                     WANTS_IN ? d_in + at : NULL));
+            d_weights[j] += sum(meet(VECTORS, TAIL, weights[j], gradient, rest, in + at, d_in + at));
         }
     }
 }
@@ -607,12 +571,7 @@ typedef void (*rows_function)(const int32_t *, const uint16_t *, const float *, 
                                         const float *weights, const float *d_out, const float *in, \
                                         float *d_in, float *d_weights, int rows, ptrdiff_t batch) \
     {                                                                                             \
-        if (d_in)                                                                                 \
-            rows_tile(VECTORS, TAIL, 1, ptr, offset, weights, d_out, in, d_in, d_weights, rows,   \
-                      batch);                                                                     \
-        else                                                                                      \
-            rows_tile(VECTORS, TAIL, 0, ptr, offset, weights, d_out, in, NULL, d_weights, rows,   \
-                      batch);                                                                     \
+        rows_tile(VECTORS, TAIL, ptr, offset, weights, d_out, in, d_in, d_weights, rows, batch);  \
     }
 #define NAME_ROWS(VECTORS, TAIL, CHAINS) rows_##VECTORS##_##TAIL,
 EACH_FORWARD(ROWS)
@@ -630,23 +589,19 @@ static void backward_by_rows(const layer *of, float *weights, const update *how,
         const int columns = of->columns - block * of->row_step < of->row_step
             ? of->columns - block * of->row_step : of->row_step;
         const ptrdiff_t here = (ptrdiff_t)block * of->row_step * batch;
-        if (d_in)
-            memset(d_in + here, 0, sizeof(float) * (size_t)columns * (size_t)batch);
-        if (first < last && how->rate != 0.0f)
-            memset(how->gradient + first, 0, sizeof(float) * (size_t)(last - first));
+        memset(d_in + here, 0, sizeof(float) * (size_t)columns * (size_t)batch);
+        begin_gradient(how, first, last);
         for (int at = 0; at < batch; at += tile) {
             const int floats = batch - at < tile ? batch - at : tile;
             rows_functions[floats / 4](ptr, of->row_offset, weights, d_out + at, in + here + at,
-                                       d_in ? d_in + here + at : NULL, how->gradient, of->rows,
-                                       batch);
+                                       d_in + here + at, how->gradient, of->rows, batch);
         }
-        if (how->rate != 0.0f)
-            take_step(weights, how, first, last);
+        take_step(weights, how, first, last);
     }
 }
 
-/* d_in [columns][in_height][in_width][batch], or NULL, and what `how` says of the weights' gradient;
- * d_out is padded, `in` is as d_in. */
+/* d_in [columns][in_height][in_width][batch], and what `how` says of the weights' gradient; d_out is
+ * padded, `in` is as d_in. */
 void coppice_backward(const layer *of, float *weights, const update *how, const float *d_out,
                       const float *in, float *d_in, int batch, int threads)
 {
@@ -661,42 +616,102 @@ void coppice_backward(const layer *of, float *weights, const update *how, const 
     }
     const int length = width * batch, tile = tile_of(length, BACKWARD_TILE);
     const ptrdiff_t plane = (ptrdiff_t)height * length;
-    const int count = of->column_ptr[(ptrdiff_t)of->column_blocks * (of->columns + 1) - 1];
     const int parts = threads > 1 ? threads * PARTS : 1;
     PARALLEL
-    for (int part = 0; part < parts; part++) {
-        int begin = 0, end = of->columns, from = 0, to = count;
-        if (d_in) { /* a part owns columns, and with them their weights */
-            begin = begin_of(part, parts, of->column_ptr, of->column_blocks, of->columns);
-            end = begin_of(part + 1, parts, of->column_ptr, of->column_blocks, of->columns);
-        } else { /* perhaps but one column: a part owns weights */
-            from = (int)((int64_t)count * part / parts);
-            to = (int)((int64_t)count * (part + 1) / parts);
-        }
+    for (int part = 0; part < parts; part++) { /* owns columns, and with them their weights */
+        const int begin = begin_of(part, parts, of->column_ptr, of->column_blocks, of->columns);
+        const int end = begin_of(part + 1, parts, of->column_ptr, of->column_blocks, of->columns);
         for (int block = 0; block < of->column_blocks; block++) {
             const int32_t *ptr = of->column_ptr + (ptrdiff_t)block * (of->columns + 1);
-            const int first = ptr[begin] > from ? ptr[begin] : from;
-            const int last = ptr[end] < to ? ptr[end] : to;
-            if (first < last && how->rate != 0.0f)
-                memset(how->gradient + first, 0, sizeof(float) * (size_t)(last - first));
+            begin_gradient(how, ptr[begin], ptr[end]);
         }
         for (int h = 0; begin < end && h < height; h++)
             for (int at = 0; at < length; at += tile) {
                 const int floats = length - at < tile ? length - at : tile;
                 const ptrdiff_t here = (ptrdiff_t)h * length + at;
                 for (int block = 0; block < of->column_blocks; block++)
-                    backward_functions[floats / 4](
-                        of->column_ptr + (ptrdiff_t)block * (of->columns + 1), of->column_offset,
-                        weights,
+                    backward_tile(
+                        of->column_ptr + (ptrdiff_t)block * (of->columns + 1), of->column_offset, weights,
                         d_out + ((ptrdiff_t)h * out_width + (ptrdiff_t)block * of->column_step) * batch + at,
-                        in + here, d_in ? d_in + here : NULL, how->gradient, plane, begin, end,
-                        batch, from, to, block == 0);
+                        in + here, d_in + here, how->gradient, plane, begin, end, floats, batch, block == 0);
             }
-        for (int block = 0; how->rate != 0.0f && block < of->column_blocks; block++) {
+        for (int block = 0; block < of->column_blocks; block++) {
             const int32_t *ptr = of->column_ptr + (ptrdiff_t)block * (of->columns + 1);
-            take_step(weights, how, ptr[begin] > from ? ptr[begin] : from, ptr[end] < to ? ptr[end] : to);
+            take_step(weights, how, ptr[begin], ptr[end]);
         }
     }
+}
+
+/* ---- backward, without the gradient of the input ---------------------------------------------- */
+
+/* One tile of rows [begin, end) and one block. */
+INLINE void gradient_tile(const int32_t *ptr, const uint16_t *offset, const int32_t *stored_at,
+                          const float *d_out, const float *in, float *d_weights, ptrdiff_t plane,
+                          int begin, int end, int floats, ptrdiff_t batch)
+{
+    const int whole = floats / LANES * LANES;
+    for (int row = begin; row < end; row++) {
+        const int last = ptr[row + 1];
+        const float *g = d_out + row * plane;
+        for (int j = ptr[row]; j < last; j += 4) {
+            const int count = last - j < 4 ? last - j : 4;
+            const float *x[4];
+            lanes product[4];
+            four part[4];
+            UNROLL for (int u = 0; u < 4; u++)
+            {
+                x[u] = in + offset[u < count ? j + u : j] * batch; /* beyond the last: the first again */
+                product[u] = (lanes){0};
+            }
+            for (int at = 0; at < whole; at += LANES) {
+                const lanes d = LOAD(g + at);
+                UNROLL for (int u = 0; u < 4; u++) product[u] += d * LOAD(x[u] + at);
+            }
+            UNROLL for (int u = 0; u < 4; u++) part[u] = fold(product[u]);
+            if (whole < floats) {
+                const four d = LOAD4(g + whole);
+                UNROLL for (int u = 0; u < 4; u++) part[u] += d * LOAD4(x[u] + whole);
+            }
+            const four gradient = sums(part[0], part[1], part[2], part[3]);
+            for (int u = 0; u < count; u++)
+                d_weights[stored_at ? stored_at[j + u] : j + u] += gradient[u];
+        }
+    }
+}
+
+/* What `how` says of the weights' gradient, for a first layer: its rows are walked as in the forward
+ * pass. d_out [rows][out_height][out_width][batch] has no border; `in` is the padded input. */
+void coppice_weight_gradient(const layer *of, float *weights, const update *how, const float *d_out,
+                             const float *in, int batch, int threads)
+{
+    int height = of->out_height, width = of->out_width, in_width = of->padded_width;
+    if (width == in_width) {
+        in_width = width *= height;
+        height = 1;
+    }
+    const int length = width * batch, tile = tile_of(length, BACKWARD_TILE);
+    const ptrdiff_t plane = (ptrdiff_t)height * length;
+    const int64_t count = of->row_ptr[(ptrdiff_t)of->row_blocks * (of->rows + 1) - 1];
+    const int parts = threads > 1 ? threads * PARTS : 1;
+    begin_gradient(how, 0, (int)count);
+    PARALLEL
+    for (int part = 0; part < parts; part++) {
+        const int begin = begin_of(part, parts, of->row_ptr, of->row_blocks, of->rows);
+        const int end = begin_of(part + 1, parts, of->row_ptr, of->row_blocks, of->rows);
+        for (int h = 0; begin < end && h < height; h++)
+            for (int at = 0; at < length; at += tile) {
+                const int floats = length - at < tile ? length - at : tile;
+                for (int block = 0; block < of->row_blocks; block++)
+                    gradient_tile(
+                        of->row_ptr + (ptrdiff_t)block * (of->rows + 1), of->row_offset, of->stored_at,
+                        d_out + (ptrdiff_t)h * length + at,
+                        in + ((ptrdiff_t)h * in_width + (ptrdiff_t)block * of->row_step) * batch + at,
+                        how->gradient, plane, begin, end, floats, batch);
+            }
+    }
+    PARALLEL
+    for (int part = 0; part < parts; part++)
+        take_step(weights, how, (int)(count * part / parts), (int)(count * (part + 1) / parts));
 }
 
 /* ---- layout ----------------------------------------------------------------------------------- */

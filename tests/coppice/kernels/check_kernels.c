@@ -39,7 +39,7 @@ static void check_layer(void)
     const int in = pick(1, widest), out = pick(1, widest);
     const int kh = by_rows ? 1 : pick(1, 5), kw = by_rows ? 1 : pick(1, 5), stride = by_rows ? 1 : pick(1, 3);
     const int top = pick(0, kh - 1), left = pick(0, kw - 1);
-    const int height = by_rows ? 1 : pick(kh, 9), width = by_rows ? 1 : pick(kw, 9);
+    const int height = by_rows ? 1 : pick(kh, 9), width = by_rows ? 1 : pick(kw, 20);
     const int oh = (height + 2 * top - kh) / stride + 1, ow = (width + 2 * left - kw) / stride + 1;
     const int down = (kh + stride - 1) / stride, across = (kw + stride - 1) / stride;
     const int longest = kh > kw ? kh : kw, phases = stride < longest ? stride : longest;
@@ -96,6 +96,12 @@ static void check_layer(void)
                 across - 1 - (is_packed ? 0 : left), 1, 1, sh, sw, batch, threads);
     const update how = {dw, NULL, NULL, 0.0f, 0.0f, 0.0f, 0.0f};
     coppice_backward(&of, stored, &how, spread, is_packed ? padded : x, d_inner, batch, threads);
+    /* As the same layer does it where it is the first. */
+    float *first_dw = room(count, sizeof(float));
+    const update first_how = {first_dw, NULL, NULL, 0.0f, 0.0f, 0.0f, 0.0f};
+    coppice_weight_gradient(&of, stored, &first_how, g, padded, batch, threads);
+    for (int i = 0; i < count; i++)
+        compare(first_dw[i], dw[i]);
     if (is_packed)
         coppice_unpad(d_inner, dx, in, height, width, top, left, stride, phases, ph, pw, batch, threads);
     else
@@ -133,7 +139,7 @@ static void check_layer(void)
             compare(back[at++], dw0[i]);
     void *all[] = {mask, row_ptr, row_cursor, column_ptr, column_cursor, row_offset, column_offset,
                    stored_at, ordered, stored, back, weight, x, bias, g, padded, y, spread, d_inner,
-                   dx, dw, y0, dx0, dw0};
+                   dx, dw, first_dw, y0, dx0, dw0};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
 }
