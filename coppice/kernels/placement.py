@@ -23,9 +23,11 @@ from coppice.tensors import Weights, assign, buffers_of, masks_of, parameters_of
 
 Measure: TypeAlias = Callable[[SparseLayer, Input], CostCurve]
 
-#: So few weights are always faster sparse, but in small linear layers, and so many always dense
-#: (docs/benchmarks.md): not worth the time and memory of measuring.
+#: So few weights are always faster sparse, but in small linear layers, and so many dense, but in
+#: small convolutions such as first ones (docs/benchmarks.md): not worth the time and memory of
+#: measuring.
 _SURELY_SPARSE, _SURELY_DENSE, _SMALL = 0.125, 0.7, 2**18
+_CONVOLUTION_DIMENSIONS = 3
 #: Measurements are of densities in steps of one twentieth.
 _DENSITY_STEPS = 20
 
@@ -144,9 +146,10 @@ class Placement:
         if library() is None or not self._bears:
             return {}
         new = {}
+        surely_dense = _surely_dense(self.masks)
         for name, dense in list(_dense_layers(self.model)):
             item = weights.get(name)
-            if not isinstance(item, SparseTensor) or item.mask.density > _SURELY_DENSE:
+            if not isinstance(item, SparseTensor) or name in surely_dense:
                 continue
             curve = self.curves.get(_case(name, item.mask))
             if curve is None or curve.is_sparse(item.mask.count):
@@ -255,6 +258,18 @@ def weights_of(model: nn.Module) -> Weights:
         name: held[name].sparse_weight() if name in held else tensor
         for name, tensor in parameters_of(model).items()
     }
+
+
+def _surely_dense(masks: Mapping[str, Mask]) -> set[str]:
+    """The layers that are nearly whole, by the names of their weights.
+
+    Small convolutions on large images, such as first ones, may be faster sparse all the same. Not
+    beside a large dense layer: what goes from one to the other would have to change its layout.
+    """
+    whole = {name for name, mask in masks.items() if mask.density > _SURELY_DENSE}
+    if any(masks[name].size >= _SMALL for name in whole):
+        return whole
+    return {name for name in whole if len(masks[name].shape) < _CONVOLUTION_DIMENSIONS}
 
 
 def _is_unsure(layer: SparseLayer) -> bool:

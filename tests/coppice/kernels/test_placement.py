@@ -117,6 +117,22 @@ def test_layers_that_are_faster_dense_are_dense_until_their_masks_change() -> No
     assert sorted(asked) == [3 * 20, 20 * 48]
 
 
+def test_a_nearly_whole_small_convolution_is_timed_but_not_beside_a_large_one() -> None:
+    # A first convolution has few weights and large images.
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 512, 8), nn.Flatten(), nn.Linear(512, 4)
+    )
+    asked, measure = timed({})
+    placement = Placement(model, measure)
+    batch = torch.randn(2, 1, 8, 8)
+    placement.assign(start(model, 0.9), batch)
+    assert not sparse_names(model)
+    thin_large = {**start(model, 0.9), "1.weight": start(model, 0.1)["1.weight"]}
+    placement.assign(thin_large, batch)
+    assert sparse_names(model) == ["0.weight", "1.weight"]
+    assert asked == [8 * 1 * 3 * 3]
+
+
 def test_layers_that_the_model_does_not_use_or_shares_are_not_timed() -> None:
     asked, measure_layer = timed({})
     model = Twice()
