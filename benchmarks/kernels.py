@@ -248,7 +248,8 @@ def _layer_rows(case: Mapping[str, Any]) -> list[tuple[object, ...]]:
             f"{1e3 * seconds['dense']:.2f}",
             f"{1e3 * seconds['sparse']:.2f}",
             f"{seconds['sparse'] / seconds['dense']:.2f}",
-            f"{seconds['crossover']:.2f}",
+            # 0: dense at any density; 1: sparse at any.
+            f"{min(max(0.0, seconds['crossover']), 1.0):.2f}",
         )
         for name, seconds in case["layers"].items()
     ]
