@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from coppice.models import MODELS
 from tests.edge_client.fake_server import PATIENCE_SECONDS, FakeServer, model_payload
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +43,25 @@ if sys.argv[1:]:
     from edge_client.cli import main
     code = main(sys.argv[1:])
 print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)
+"""
+
+#: A step on a sparse model, as a device makes it.
+TRAIN = """
+import torch
+from coppice.app import bare_model, Classification, build_model
+from coppice.domain import DataSpec, ModelSpec
+from coppice.kernels.placement import Placement
+from coppice.masks import full_masks, masked, prunable_names
+from coppice.tensors import buffers_of, parameters_of
+app = Classification(
+    ModelSpec(name="{model}", norm="batch"), DataSpec(classes=("a", "b"), input_shape=(1, 32, 32))
+)
+model = build_model(app, 0)
+weights = masked(parameters_of(model), full_masks(model, prunable_names(model)))
+placement = Placement(bare_model(app, 0))
+images = torch.randn(2, 1, 32, 32)
+placement.assign({{**weights, **buffers_of(model)}}, images, whole=True)
+app.loss(placement.model(images), torch.tensor([0, 1])).backward()
 """
 
 
@@ -76,3 +98,11 @@ def test_device_holds_nothing_that_it_does_not_need(
     bare = modules_after("import torch")
     optimisers = {name for name in held if name.startswith("torch.optim")}
     assert optimisers <= bare, "more of torch.optim than torch itself imports"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_model_of_the_registry_brings_more(model: str) -> None:
+    held = modules_after(TRAIN.format(model=model))
+    assert "coppice.kernels.placement" in held
+    assert {name.partition(".")[0] for name in held} & FORBIDDEN == set()
+    assert [name for name in held if name.startswith(FORBIDDEN_IN_TORCH)] == []
