@@ -54,12 +54,21 @@ class BlobRef:
 class Capability:
     """What a device measured about itself."""
 
-    #: Memory that a round may use, already net of the operating system and other programs.
+    #: Memory that the device's process may hold in a round, already net of the operating system and
+    #: other programs.
     memory_bytes: int
     #: Threads that training uses.
     num_threads: int
     #: Machine architecture, as `platform.machine()` names it.
     machine: str
+    #: Which limit on its memory is the smallest, for people; empty where the device did not say.
+    memory_bound_by: str = ""
+    #: Cores' worth of time that it may use; 0 where it did not say.
+    cores: float = 0.0
+    #: Of its processor; None where its kernel does not tell.
+    temperature_celsius: float | None = None
+    #: Why its processor is slower than it can be, for people; empty also where nothing tells.
+    throttled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

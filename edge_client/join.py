@@ -12,6 +12,7 @@ from coppice.app_module import digest_of, read_source
 from coppice.domain import PROTOCOL_VERSION
 from coppice.errors import UnreadableData
 from coppice.wire import coordination_pb2 as pb
+from coppice.wire.capability import capability_to_message
 from edge_client.backoff import LONGEST_SECONDS
 from edge_client.connection import Connection
 from edge_client.console import Console
@@ -80,7 +81,9 @@ def _first_work(
     """What the server says when it has something to do for the first time."""
     journal.enter("waiting")
     while True:
-        request = pb.PollRequest(capability=_capability(arguments), app_digest=app_digest)
+        request = pb.PollRequest(
+            capability=capability_to_message(capability(arguments.threads)), app_digest=app_digest
+        )
         reply = link.poll(request)
         if reply.WhichOneof("reply") not in ("wait", None):
             return reply
@@ -92,19 +95,9 @@ def _join_request(identity: Identity, arguments: Namespace, app_digest: str) -> 
         protocol_version=PROTOCOL_VERSION,
         device_id=identity.device_id,
         labels=dict(arguments.label),
-        capability=_capability(arguments),
+        capability=capability_to_message(capability(arguments.threads)),
         app_digest=app_digest,
         software=_software(),
-    )
-
-
-def _capability(arguments: Namespace) -> pb.Capability:
-    measured = capability(arguments.threads)
-    # codec.capability_to_message would bring torch with it.
-    return pb.Capability(
-        memory_bytes=measured.memory_bytes,
-        num_threads=measured.num_threads,
-        machine=measured.machine,
     )
 
 

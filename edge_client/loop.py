@@ -27,7 +27,8 @@ from coppice.errors import (
 from coppice.memory import give_back
 from coppice.method import Task
 from coppice.wire import coordination_pb2 as pb
-from coppice.wire.codec import blob_from_message, capability_to_message, task_from_offer
+from coppice.wire.capability import capability_to_message
+from coppice.wire.codec import blob_from_message, task_from_offer
 from coppice.wire.exchange import encode_update
 from edge_client.backoff import LONGEST_SECONDS, Backoff
 from edge_client.journal import Journal

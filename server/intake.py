@@ -16,13 +16,9 @@ from coppice.errors import (
 )
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire import payload as wire
+from coppice.wire.bounds import MAX_COUNT
 from coppice.wire.chunks import MAX_CHUNK_BYTES
-from coppice.wire.codec import (
-    MAX_COUNT,
-    blob_from_message,
-    check_push_header,
-    metrics_from_message,
-)
+from coppice.wire.codec import blob_from_message, check_push_header, metrics_from_message
 from coppice.wire.header import largest_size_bytes
 from server.records import NewEvent, TaskRecord, UpdateRecord
 from server.resources import Resources

@@ -28,11 +28,11 @@ from coppice.errors import (
 )
 from coppice.tree import to_plain
 from coppice.wire import coordination_pb2 as pb
+from coppice.wire.bounds import valid_count
+from coppice.wire.capability import capability_from_message
 from coppice.wire.chunks import MAX_CHUNK_BYTES, MAX_MESSAGE_BYTES, MIN_CHUNK_BYTES
 from coppice.wire.codec import (
-    MAX_COUNT,
     blob_to_message,
-    capability_from_message,
     choice_from_message,
     labels_from_message,
     valid_digest,
@@ -226,15 +226,13 @@ def _client_record(request: pb.JoinRequest, client_id: ClientId) -> ClientRecord
 
 
 def _check_in(request: pb.PollRequest, client_id: ClientId) -> CheckIn:
-    if request.num_examples >= MAX_COUNT:
-        raise InvalidMessage(f"num_examples is {request.num_examples}; allowed is less than 2^53")
     choice = None
     if request.HasField("choice"):
         choice = (request.choice.round_number, choice_from_message(request.choice))
     return CheckIn(
         client_id,
         valid_run_key(request.run_key) if request.run_key else "",
-        request.num_examples,
+        valid_count("num_examples", request.num_examples),
         capability_from_message(request.capability),
         request.app_digest,
         choice,

@@ -8,17 +8,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from coppice.domain import BlobRef, Capability, Metrics, TaskKind, Workload
+from coppice.domain import BlobRef, Metrics, TaskKind, Workload
 from coppice.errors import InvalidMessage, InvalidPayload
 from coppice.method import Task
 from coppice.tensors import Payload
 from coppice.tree import from_plain, to_plain
 from coppice.wire import coordination_pb2 as pb
+from coppice.wire.bounds import MAX_LABEL_LENGTH, is_text, valid_count
 
 MAX_LABELS = 32
-MAX_LABEL_LENGTH = 63
 MAX_METRICS = 64
-MAX_COUNT = 2**53
 MAX_JSON_BYTES = 64 * 2**10
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -26,34 +25,12 @@ _RUN_KEY = re.compile(r"[0-9]{1,15}-[0-9a-f]{16}")
 _NAME = re.compile(r"[\w ./:-]{1,63}")
 
 
-def capability_to_message(capability: Capability) -> pb.Capability:
-    """What a device measured, to send."""
-    return pb.Capability(
-        memory_bytes=capability.memory_bytes,
-        num_threads=capability.num_threads,
-        machine=capability.machine,
-    )
-
-
-def capability_from_message(message: pb.Capability) -> Capability:
-    """What a device says that it measured."""
-    if not _is_label(message.machine):
-        raise InvalidMessage(
-            f"capability.machine is not {MAX_LABEL_LENGTH} printable characters or fewer"
-        )
-    return Capability(
-        memory_bytes=_count("capability.memory_bytes", message.memory_bytes),
-        num_threads=max(1, message.num_threads),
-        machine=message.machine,
-    )
-
-
 def labels_from_message(labels: Mapping[str, str]) -> dict[str, str]:
     """A client's labels."""
     if len(labels) > MAX_LABELS:
         raise InvalidMessage(f"a client may have {MAX_LABELS} labels at most")
     for key, value in labels.items():
-        if not _NAME.fullmatch(key) or not _is_label(value):
+        if not _NAME.fullmatch(key) or not is_text(value):
             raise InvalidMessage(
                 f"label {key[:MAX_LABEL_LENGTH]!r} is not valid: keys and values have at most "
                 f"{MAX_LABEL_LENGTH} printable characters, keys only letters, digits, spaces and "
@@ -69,7 +46,7 @@ def blob_to_message(ref: BlobRef) -> pb.BlobRef:
 
 def blob_from_message(message: pb.BlobRef) -> BlobRef:
     """A blob's name; InvalidMessage when it cannot be one."""
-    return BlobRef(valid_digest(message.digest), _count("size_bytes", message.size_bytes))
+    return BlobRef(valid_digest(message.digest), valid_count("size_bytes", message.size_bytes))
 
 
 def valid_digest(text: str) -> str:
@@ -102,8 +79,8 @@ def check_push_header(header: pb.PushHeader) -> None:
     """InvalidMessage when a field is outside its limits."""
     blob_from_message(header.blob)
     metrics_from_message(header.metrics)
-    _count("num_examples", header.num_examples)
-    _count("steps", header.steps)
+    valid_count("num_examples", header.num_examples)
+    valid_count("steps", header.steps)
 
 
 def workload_to_json(workload: Workload) -> str:
@@ -144,17 +121,6 @@ def task_from_offer(offer: pb.TaskOffer, payload: Payload) -> Task:
     except ValueError:
         raise InvalidMessage(f"tasks of kind {offer.kind!r} are unknown to this version") from None
     return Task(kind, offer.round_number, payload, plain_from_json(offer.settings_json))
-
-
-def _is_label(text: str) -> bool:
-    # Printable: it will stand in an operator's terminal and log.
-    return len(text) <= MAX_LABEL_LENGTH and text.isprintable()
-
-
-def _count(name: str, value: int) -> int:
-    if value >= MAX_COUNT:
-        raise InvalidMessage(f"{name} is {value}; allowed is less than 2^53")
-    return value
 
 
 def _finite(text: str) -> float:

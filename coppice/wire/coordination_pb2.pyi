@@ -1,20 +1,28 @@
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Capability(_message.Message):
-    __slots__ = ("memory_bytes", "num_threads", "machine")
+    __slots__ = ("memory_bytes", "num_threads", "machine", "memory_bound_by", "cores", "temperature_celsius", "throttled")
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_THREADS_FIELD_NUMBER: _ClassVar[int]
     MACHINE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BOUND_BY_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_CELSIUS_FIELD_NUMBER: _ClassVar[int]
+    THROTTLED_FIELD_NUMBER: _ClassVar[int]
     memory_bytes: int
     num_threads: int
     machine: str
-    def __init__(self, memory_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ..., machine: _Optional[str] = ...) -> None: ...
+    memory_bound_by: str
+    cores: float
+    temperature_celsius: float
+    throttled: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, memory_bytes: _Optional[int] = ..., num_threads: _Optional[int] = ..., machine: _Optional[str] = ..., memory_bound_by: _Optional[str] = ..., cores: _Optional[float] = ..., temperature_celsius: _Optional[float] = ..., throttled: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BlobRef(_message.Message):
     __slots__ = ("digest", "size_bytes")

@@ -19,8 +19,8 @@ from coppice.sparse import Item, SparseTensor
 from coppice.tensors import DTYPES, Payload, PayloadSpec, TensorSpec
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire import payload as wire
+from coppice.wire.capability import capability_to_message
 from coppice.wire.chunks import blob_ref
-from coppice.wire.codec import capability_to_message
 from coppice.wire.coordination_pb2_grpc import CoordinationStub
 from coppice.wire.exchange import Known, known_masks
 from coppice.wire.status import CLIENT_KEY, ERROR_KEY

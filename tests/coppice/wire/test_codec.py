@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from coppice.domain import (
     AppSpec,
     BlobRef,
-    Capability,
     DataSpec,
     MethodSpec,
     ModelSpec,
@@ -27,8 +26,6 @@ from coppice.wire import coordination_pb2 as pb
 from coppice.wire.codec import (
     blob_from_message,
     blob_to_message,
-    capability_from_message,
-    capability_to_message,
     check_push_header,
     choice_from_message,
     labels_from_message,
@@ -55,28 +52,7 @@ WITH_APP = Workload(
 )
 
 
-# ---- capabilities, labels, digests -------------------------------------------------------------
-
-
-def test_a_capability_survives() -> None:
-    capability = Capability(memory_bytes=2**40, num_threads=4, machine="aarch64")
-    assert capability_from_message(capability_to_message(capability)) == capability
-
-
-def test_a_device_always_has_a_thread() -> None:
-    assert capability_from_message(pb.Capability()).num_threads == 1
-
-
-@pytest.mark.parametrize("machine", ["m" * 64, "arm\n", "\x1b[2Jarm", "a\0"])
-def test_a_machine_that_is_no_name_is_refused(machine: str) -> None:
-    with pytest.raises(InvalidMessage, match=r"capability\.machine"):
-        capability_from_message(pb.Capability(machine=machine))
-
-
-def test_memory_beyond_all_bounds_is_refused() -> None:
-    assert capability_from_message(pb.Capability(memory_bytes=COUNT_LIMIT - 1))
-    with pytest.raises(InvalidMessage, match=r"capability\.memory_bytes is 9007199254740992"):
-        capability_from_message(pb.Capability(memory_bytes=COUNT_LIMIT))
+# ---- labels, digests -------------------------------------------------------------
 
 
 def test_labels_within_their_limits_are_taken() -> None:
