@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from edge_client.console import Console, size_text
-from edge_client.meter import capability
+from edge_client.limits import memory_budget
+from edge_client.processor import heat, processor_share
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class Finding:
     what: str
     text: str
     is_well: bool = True
+    #: The same for programs.
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def doctor(as_json: bool) -> int:
@@ -34,10 +38,7 @@ def doctor(as_json: bool) -> int:
 
 def _findings() -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()} on {platform.machine()}")
-    has = capability()
-    yield Finding(
-        "device", f"{size_text(has.memory_bytes)} of memory free, {has.num_threads} threads"
-    )
+    yield from (_memory(), _processor(), _heat())
     try:
         # Some processors end with torch: all that is known without it has been said by then.
         import torch
@@ -46,6 +47,37 @@ def _findings() -> Iterator[Finding]:
         return
     yield Finding("torch", str(torch.__version__))
     yield _kernels()
+
+
+def _memory() -> Finding:
+    budget = memory_budget()
+    used = f"{size_text(budget.resident_bytes)} in use"
+    text = f"{size_text(budget.budget_bytes)} to use, by {budget.bound_by}; {used}"
+    return Finding("memory", text, budget.room_bytes > 0, asdict(budget))
+
+
+def _processor() -> Finding:
+    share = processor_share()
+    threads = f"{share.num_threads} thread{'s' if share.num_threads > 1 else ''}"
+    text = f"{share.cores:.3g} to use, by {share.bound_by}; {threads} for training"
+    return Finding("cores", text, values={**asdict(share), "num_threads": share.num_threads})
+
+
+def _heat() -> Finding:
+    told = heat()
+    texts = []
+    if told.temperature_celsius is not None:
+        texts.append(f"{told.temperature_celsius:.0f} °C")
+    if told.throttled:
+        texts.append(f"the processor is held back: {', '.join(told.throttled)}")
+    if before := [flag for flag in told.throttled_since_boot if flag not in told.throttled]:
+        texts.append(f"since this machine was started there was: {', '.join(before)}")
+    return Finding(
+        "heat",
+        "; ".join(texts) or "this machine does not tell its temperature",
+        is_well=not told.throttled,
+        values=asdict(told),
+    )
 
 
 def _kernels() -> Finding:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 
 from coppice.domain import Capability
 from coppice.errors import TaskAbandoned
-
-_CGROUPS = Path("/sys/fs/cgroup")
-_MEMBERSHIP = Path("/proc/self/cgroup")
+from edge_client.limits import memory_budget
+from edge_client.processor import heat, processor_share
 
 
 class Meter:
@@ -66,46 +63,17 @@ def resident_bytes() -> int:
 
 
 def capability(num_threads: int | None = None) -> Capability:
-    """What this device can give to a round.
+    """What this device can give to a round, as it is now.
 
-    Memory is what is free and what this process holds already, within the limit of its control
-    group. Threads are those asked for, or one for each core that this process may run on.
+    Threads are those asked for, or as many as its share of the processor keeps busy.
     """
-    free_bytes = psutil.virtual_memory().available + resident_bytes()
-    limit_bytes = cgroup_limit_bytes()
+    memory, processor, warmth = memory_budget(), processor_share(), heat()
     return Capability(
-        memory_bytes=free_bytes if limit_bytes is None else min(free_bytes, limit_bytes),
-        num_threads=num_threads or len(os.sched_getaffinity(0)),
+        memory_bytes=memory.budget_bytes,
+        num_threads=num_threads or processor.num_threads,
         machine=platform.machine(),
+        memory_bound_by=memory.bound_by,
+        cores=processor.cores,
+        temperature_celsius=warmth.temperature_celsius,
+        throttled=warmth.throttled,
     )
-
-
-def cgroup_limit_bytes(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int | None:
-    """The smallest memory limit of this process's control groups, of version 1 or 2, or None."""
-    limits = []
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        number, controllers, group = line.split(":", 2)
-        if number == "0":
-            limits += _limits(root, group, "memory.max")
-        elif "memory" in controllers.split(","):
-            limits += _limits(root / "memory", group, "memory.limit_in_bytes")
-    return min(limits, default=None)
-
-
-def _limits(top: Path, group: str, name: str) -> list[int]:
-    """The limits of a group and of those it is in; the top stands for the group in a container."""
-    relative = Path(group.lstrip("/"))
-    found = []
-    for folder in (relative, *relative.parents):
-        try:
-            text = (top / folder / name).read_text().strip()
-        except OSError:
-            continue
-        # Version 2 writes "max" for no limit; version 1 a number beyond any machine's memory.
-        if text.isdigit():
-            found.append(int(text))
-    return found

@@ -9,8 +9,8 @@ from coppice.wire.chunks import blob_ref
 from coppice.wire.exchange import Known, known_masks
 from coppice.wire.payload import decode
 from edge_client.console import size_text
+from edge_client.limits import memory_budget
 from edge_client.link import Link
-from edge_client.meter import capability
 
 
 class Payloads:
@@ -41,7 +41,7 @@ class Payloads:
         return decode(self._last, known=self.known)
 
     def _fetch(self, ref: BlobRef) -> bytearray:
-        free_bytes = capability().memory_bytes
+        free_bytes = memory_budget().room_bytes
         if ref.size_bytes > free_bytes:
             raise InvalidPayload(
                 f"the server offers {size_text(ref.size_bytes)}, more than the "

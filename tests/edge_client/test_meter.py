@@ -1,19 +1,19 @@
-"""What a device has and what a task takes: steps, memory, limits of control groups."""
+"""What a device has, and what a task takes: steps and memory."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import platform
-from pathlib import Path
 
 import psutil
 import pytest
 
+from coppice.domain import Capability
 from coppice.errors import TaskAbandoned
-from edge_client.meter import Meter, capability, cgroup_limit_bytes
-
-GIB = 2**30
+from edge_client import meter
+from edge_client.limits import MemoryBudget
+from edge_client.meter import Meter, capability
+from edge_client.processor import Heat, ProcessorShare, processor_share
 
 
 def ignore(steps_done: int) -> None:
@@ -49,7 +49,7 @@ def test_abandoned_task_ends_at_its_next_step() -> None:
 def test_capability_is_of_this_machine() -> None:
     measured = capability()
     assert 0 < measured.memory_bytes <= psutil.virtual_memory().total
-    assert measured.num_threads == len(os.sched_getaffinity(0))
+    assert measured.num_threads == processor_share().num_threads
     assert measured.machine == platform.machine()
 
 
@@ -57,45 +57,17 @@ def test_threads_that_were_asked_for_are_told() -> None:
     assert capability(3).num_threads == 3
 
 
-def group(root: Path, path: str, name: str, text: str) -> None:
-    folder = root / path
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(text + "\n")
-
-
-def limit(root: Path, membership: str) -> int | None:
-    file = root / "membership"
-    file.write_text(membership)
-    return cgroup_limit_bytes(root, file)
-
-
-def test_limit_of_version_2_is_the_smallest_on_the_way_up(tmp_path: Path) -> None:
-    group(tmp_path, "box", "memory.max", str(GIB))
-    group(tmp_path, "box/inner", "memory.max", str(3 * GIB))
-    assert limit(tmp_path, "0::/box/inner\n") == GIB
-
-
-def test_max_is_no_limit(tmp_path: Path) -> None:
-    group(tmp_path, "box", "memory.max", "max")
-    assert limit(tmp_path, "0::/box\n") is None
-
-
-def test_limit_of_version_1_is_found_beside_other_controllers(tmp_path: Path) -> None:
-    group(tmp_path, "memory/box", "memory.limit_in_bytes", str(GIB))
-    group(tmp_path, "memory", "memory.limit_in_bytes", str(2**63 - 4096))
-    membership = "12:cpu,cpuacct:/other\n9:memory:/box\n1:name=systemd:/x\n0::/\n"
-    assert limit(tmp_path, membership) == GIB
-
-
-def test_container_sees_its_own_group_as_the_top(tmp_path: Path) -> None:
-    group(tmp_path, "memory", "memory.limit_in_bytes", str(GIB))
-    assert limit(tmp_path, "9:memory:/docker/1234\n") == GIB
-
-
-def test_machine_without_control_groups_has_no_limit(tmp_path: Path) -> None:
-    assert cgroup_limit_bytes(tmp_path, tmp_path / "nothing") is None
-
-
-def test_limit_bounds_the_memory_on_offer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_client.meter.cgroup_limit_bytes", lambda: 1000)
-    assert capability().memory_bytes == 1000
+def test_capability_says_what_bounds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    share, warmth = ProcessorShare(2.5, "a test"), Heat(61.5, ("throttled",), ("under-voltage",))
+    monkeypatch.setattr(meter, "memory_budget", lambda: MemoryBudget(1000, "a limit", 10))
+    monkeypatch.setattr(meter, "processor_share", lambda: share)
+    monkeypatch.setattr(meter, "heat", lambda: warmth)
+    assert capability() == Capability(
+        memory_bytes=1000,
+        num_threads=2,
+        machine=platform.machine(),
+        memory_bound_by="a limit",
+        cores=2.5,
+        temperature_celsius=61.5,
+        throttled=("throttled",),
+    )

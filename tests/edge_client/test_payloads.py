@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coppice.domain import BlobRef, Capability
+from coppice.domain import BlobRef
 from coppice.errors import InvalidPayload, UnknownBlob
 from coppice.sparse import SparseTensor
 from coppice.tensors import Payload, dense_group, dense_tensors, masks_of, weight_group
 from coppice.wire.exchange import known_masks
+from edge_client.limits import MemoryBudget
 from edge_client.payloads import Payloads
 from tests.edge_client.conftest import ThreadedDevice
 from tests.edge_client.fake_server import FakeServer, masks_in, model_payload, pruned_payload
@@ -53,8 +54,8 @@ def test_payload_that_was_written_into_is_fetched_again(
 def test_payload_beyond_the_memory_is_refused(
     server: FakeServer, payloads: Payloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = Capability(memory_bytes=100, num_threads=1, machine="small")
-    monkeypatch.setattr("edge_client.payloads.capability", lambda: small)
+    small = MemoryBudget(budget_bytes=600, bound_by="a test", resident_bytes=500)
+    monkeypatch.setattr("edge_client.payloads.memory_budget", lambda: small)
     ref = server.add_blob(model_payload())
     with pytest.raises(InvalidPayload, match="more than the 100 B of memory"):
         payloads.get(ref)
@@ -150,8 +151,8 @@ def test_masks_beyond_the_memory_are_refused(
     server: FakeServer, payloads: Payloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref, masks = offered(server, pruned_payload())
-    small = Capability(memory_bytes=masks.size_bytes - 1, num_threads=1, machine="small")
-    monkeypatch.setattr("edge_client.payloads.capability", lambda: small)
+    small = MemoryBudget(masks.size_bytes - 1, bound_by="a test", resident_bytes=0)
+    monkeypatch.setattr("edge_client.payloads.memory_budget", lambda: small)
     with pytest.raises(InvalidPayload, match="of memory that this device has left"):
         payloads.get(ref, masks)
     assert fetched(server) == []
