@@ -80,7 +80,7 @@ def reconfigure(
         name: _Layer(
             gains=importance[name].detach().reshape(-1).numpy(),
             seconds=round_time.seconds_per_weight[name],
-            kept=_core(weight, prune_share),
+            kept=protected_core(weight, prune_share),
         )
         for name, weight in weights.items()
     }
@@ -155,8 +155,8 @@ def _exceeds(gains: Floats, seconds: float, rate: float) -> Bits:
     return np.greater(gains, np.float64(rate * seconds))
 
 
-def _core(weight: SparseTensor, prune_share: float) -> Bits:
-    """The ones that stay in any case."""
+def protected_core(weight: SparseTensor, prune_share: float) -> Bits:
+    """The ones that stay in any case, flat."""
     core = weight.mask.bits.reshape(-1).numpy()
     smallness = weight.values.detach().abs().neg_().numpy()
     core[core.copy()] = ~largest(smallness, math.floor(prune_share * smallness.size))
