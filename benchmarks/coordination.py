@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.peak import peak_rss_bytes
 from benchmarks.processes import RunningServer, all_started, server
+from coppice.memory import peak_resident_bytes
+from coppice.table import table
 from coppice.wire.payload import encode
-from server.printing import size, table
+from server.printing import size
 
 DESCRIPTION = "cost of a round without training: real processes on loopback, by size and cohort"
 
@@ -147,7 +148,7 @@ def _figures(running: RunningServer, run_id: int) -> dict[str, Any]:
     return {
         "seconds_per_round": statistics.median(seconds[_WARM_UP_ROUNDS - 1 :]),
         "server_cpu_seconds_per_round": running.cpu_seconds() / len(rounds),
-        "server_peak_rss_bytes": peak_rss_bytes(running.process.pid),
+        "server_peak_rss_bytes": peak_resident_bytes(running.process.pid),
         "bytes_down_per_client": last["bytes_down"] // last["num_updates"],
         "bytes_up_per_client": last["bytes_up"] // last["num_updates"],
     }

@@ -13,10 +13,11 @@ import numpy as np
 import psutil
 
 from benchmarks.kernels import Bench
-from benchmarks.peak import forget_peak, peak_rss_bytes
 from benchmarks.processes import RunningServer, server, started
+from coppice.memory import forget_peak, peak_resident_bytes
 from coppice.model_file import ModelInfo, save_model
-from server.printing import size, table
+from coppice.table import table
+from server.printing import size
 
 DESCRIPTION = "resident memory of a real fedclient, idle and in training"
 
@@ -96,7 +97,7 @@ def _measure(
         forget_peak(process.pid)
         run_id = running.api.post("/runs", {"toml": toml, "folder": str(folder)})["run_id"]
         seen = _watch(running, run_id, client)
-        peak = peak_rss_bytes(process.pid)
+        peak = peak_resident_bytes(process.pid)
         time.sleep(_SETTLED_SECONDS)
         after = client.memory_info().rss
     training = int(statistics.median(seen))

@@ -12,7 +12,8 @@ import numpy as np
 
 from benchmarks.fashion_data import DATA, add_data_argument, deal_out, read_both
 from benchmarks.processes import RunningServer, all_started, server
-from server.printing import size, table
+from coppice.table import table
+from server.printing import size
 
 DESCRIPTION = "conv2 on Fashion-MNIST, non-IID clients: accuracy and seconds of every round"
 

@@ -24,9 +24,9 @@ from coppice.method import Local
 from coppice.model_file import load_weights
 from coppice.simulation import MemoryPrivate
 from coppice.sparse import Mask
+from coppice.table import table
 from coppice.tensors import Weights, assign, buffers_of, masks_of, parameters_of
 from coppice.training import Sgd, train
-from server.printing import table
 
 DESCRIPTION = "what a training step takes with sparse kernels, relative to dense"
 

@@ -14,9 +14,10 @@ from benchmarks.peak import peak_bytes
 from coppice.app import bare_model, build_model
 from coppice.kernels.placement import Placement
 from coppice.sparse import Mask, SparseTensor
+from coppice.table import table
 from coppice.tensors import assign, dense_tensors, masks_of
 from coppice.training import Sgd, train
-from server.printing import size, table
+from server.printing import size
 
 DESCRIPTION = "peak memory of training with sparse kernels, relative to dense"
 

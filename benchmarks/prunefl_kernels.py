@@ -29,10 +29,10 @@ from coppice.domain import ClientId, CohortSpec, MethodSpec, ModelSpec, RunSpec,
 from coppice.masks import density, prunable_names
 from coppice.model_file import ModelInfo, save_model
 from coppice.simulation import Simulation
+from coppice.table import table
 from coppice.tensors import Weights, assign, masks_of
 from coppice.training import evaluate
 from coppice.tree import to_plain
-from server.printing import table
 
 DESCRIPTION = "PruneFL with sparse kernels and with masked dense layers: accuracy and time"
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from benchmarks.published import MODELS, dense_round_seconds, round_time
 from coppice.budget import RoundTime
-from server.printing import size, table
+from coppice.table import table
+from server.printing import size
 
 #: What the link is in the published constants, and a faster one, in MB/s.
 LINKS: Sequence[float | None] = (None, 10.0)

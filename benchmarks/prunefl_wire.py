@@ -25,9 +25,10 @@ from coppice.domain import RunSpec, StopSpec
 from coppice.model_file import load_weights
 from coppice.simulation import Simulation
 from coppice.sparse import SparseTensor
+from coppice.table import table
 from coppice.tensors import Weights
 from coppice.tree import to_plain
-from server.printing import size, table
+from server.printing import size
 
 DESCRIPTION = "PruneFL over real processes and simulated: the same model in the end"
 

@@ -16,11 +16,12 @@ import torch
 from benchmarks.peak import peak_bytes
 from coppice.aggregation import WeightedMean
 from coppice.sparse import Mask, SparseTensor
+from coppice.table import table
 from coppice.tensors import Payload, spec_of
 from coppice.wire.header import padded
 from coppice.wire.header_reader import read_header
 from coppice.wire.payload import check, decode, encode
-from server.printing import size, table
+from server.printing import size
 
 DESCRIPTION = "sparse payloads: bytes, distance from entropy, speed and peak memory"
 

@@ -67,6 +67,14 @@ class LayerCost(Section):
         whole = fixed + per_weight * size
         return LayerCost(kept=(0, size), sparse_seconds=(fixed, whole), dense_seconds=dense)
 
+    def times(self, factor: float) -> LayerCost:
+        """The cost where everything takes so many times as long."""
+        return LayerCost(
+            kept=self.kept,
+            sparse_seconds=tuple(factor * seconds for seconds in self.sparse_seconds),
+            dense_seconds=factor * self.dense_seconds,
+        )
+
     def sparse(self, kept: Counts) -> Floats:
         """Seconds of the sparse layer; infinite where it can only be dense."""
         if not self.kept:
@@ -133,16 +141,21 @@ class LayerMemory(Section):
     fixed_bytes: float
     #: Of each kept weight more: its value, its index, what the step holds for it.
     bytes_per_weight: float
-    #: Of a dense layer.
+    #: Of a dense layer without weights: they are there all the same, as zeros.
     dense_bytes: float
+    #: Of each kept weight of a dense layer more.
+    dense_bytes_per_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("fixed_bytes", "bytes_per_weight", "dense_bytes"):
+        for name in (
+            "fixed_bytes", "bytes_per_weight", "dense_bytes", "dense_bytes_per_weight",
+        ):  # fmt: skip
             _check(f"{name} is", getattr(self, name), MOST_BYTES, "bytes")
 
     def needed_bytes(self, kept: Counts, is_dense: Bits) -> Floats:
         """Bytes of the layer, sparse or dense."""
-        return np.where(is_dense, self.dense_bytes, self.fixed_bytes + self.bytes_per_weight * kept)
+        dense = self.dense_bytes + self.dense_bytes_per_weight * kept
+        return np.where(is_dense, dense, self.fixed_bytes + self.bytes_per_weight * kept)
 
 
 @dataclass(frozen=True, kw_only=True)

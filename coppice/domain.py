@@ -71,6 +71,74 @@ class Capability:
     throttled: tuple[str, ...] = ()
 
 
+#: What keeps a device from more steps or denser layers: its memory, the pace of the round, or
+#: nothing but the most that its method allows; empty where nothing chose.
+Why = Literal["", "memory", "pace", "capped"]
+
+#: The same for people.
+WHY_TEXT: Mapping[str, str] = {
+    "": "",
+    "memory": "memory-bound",
+    "pace": "pace-bound",
+    "capped": "capped",
+}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a device expected of a round before it began."""
+
+    download_seconds: float
+    compute_seconds: float
+    upload_seconds: float
+    #: Resident memory of its process, at most.
+    peak_bytes: int
+    #: What it chose its steps and densities by.
+    why: Why = ""
+
+    @property
+    def seconds(self) -> float:
+        """The whole round."""
+        return self.download_seconds + self.compute_seconds + self.upload_seconds
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a round took on a device, as measured there."""
+
+    round_number: int
+    #: Local steps.
+    steps: int
+    #: Share of the weights that can be pruned that the device trained; 1 where nothing is pruned.
+    density: float
+    #: Until the task's payload was there, from then until the update was, and until its receipt.
+    download_seconds: float
+    compute_seconds: float
+    upload_seconds: float
+    #: Resident memory of its process, at most.
+    peak_bytes: int
+    #: What that could have been when the round began, and the limit that says so, for people.
+    budget_bytes: int
+    bound_by: str = ""
+    #: None where the method predicts nothing.
+    forecast: Forecast | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The whole round."""
+        return self.download_seconds + self.compute_seconds + self.upload_seconds
+
+    @property
+    def prune_ratio(self) -> float:
+        """Share of the weights that is gone: the word for users."""
+        return 1 - self.density
+
+    @property
+    def why(self) -> Why:
+        """What the device chose its steps and densities by."""
+        return self.forecast.why if self.forecast is not None else ""
+
+
 @dataclass(frozen=True)
 class Participant:
     """One client of a cohort, as the server's half of a method sees it."""

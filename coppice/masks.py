@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from coppice.tensors import Weights
 
 #: Layers whose weights can be pruned; biases and all other layers stay dense.
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
+#: Entries, whole bytes of bits.
+_PIECE = 2**16
 
 
 def prunable_names(model: nn.Module, keep_dense: Iterable[str] = ()) -> list[str]:
@@ -91,6 +94,20 @@ def keep_largest(scores: Mapping[str, SparseTensor], count: int) -> dict[str, Ma
         name: _only(item.mask, part)
         for (name, item), part in zip(scores.items(), parts, strict=True)
     }
+
+
+def random_mask(shape: tuple[int, ...], density: float, generator: torch.Generator) -> Mask:
+    """A mask that keeps each entry with this probability."""
+    size = math.prod(shape)
+    # A piece at a time: the numbers for a large layer are more than the layer.
+    parts = [
+        np.packbits(
+            (torch.rand(min(_PIECE, size - begin), generator=generator) < density).numpy(),
+            bitorder="little",
+        )
+        for begin in range(0, size, _PIECE)
+    ]
+    return Mask(shape, torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *parts])))
 
 
 def shuffled(mask: Mask, generator: torch.Generator) -> Mask:

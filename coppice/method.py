@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from torch import nn
 
 from coppice.app import App
 from coppice.data import Examples
+from coppice.device_cost import DeviceCost
 from coppice.domain import (
     Capability,
     ClientId,
@@ -31,6 +32,7 @@ from coppice.domain import (
     Workload,
 )
 from coppice.errors import RunFileError
+from coppice.layer_fit import LayerFit
 from coppice.tensors import Payload, PayloadSpec, Weights
 from coppice.tree import from_plain
 
@@ -118,6 +120,8 @@ class Local:
     #: Whether sparse layers may train by kernels of their own (coppice.kernels), whose results
     #: differ by rounding; else pruned weights are trained as zeros.
     kernels: bool = False
+    #: What rounds of the run cost the device, as far as it has measured.
+    cost: DeviceCost | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,11 @@ class ServerHalf(ABC, Generic[State]):
 class ClientHalf(ABC):
     """The device's side of a method."""
 
+    @property
+    def goes_by_cost(self) -> bool:
+        """Whether it chooses by what rounds cost the device (`Local.cost`), which takes a probe."""
+        return False
+
     def choose(self, terms: Payload, local: Local) -> Choice:
         """Answer the round's terms. Only called for methods that have terms."""
         raise NotImplementedError(f"{type(self).__module__} offers terms but cannot choose")
@@ -190,6 +199,19 @@ class ClientHalf(ABC):
     @abstractmethod
     def evaluate(self, task: Task, local: Local) -> Metrics:
         """Evaluate what a task brings on `local.held_out`."""
+
+    def rehearse(self, local: Local, density: float, steps: int) -> Update | None:
+        """Train for so many steps as in a round, on random masks of this density.
+
+        None where the method has no such rounds.
+        """
+        return None
+
+    def layer_costs(
+        self, local: Local, clock: Callable[[], float]
+    ) -> Iterator[tuple[str, LayerFit]]:
+        """What a local step costs in each layer that can be pruned, as it is found."""
+        return iter(())
 
     @abstractmethod
     def model(self, task: Task, local: Local) -> Weights | None:

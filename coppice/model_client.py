@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
 
 from coppice.app import bare_model
-from coppice.domain import Metrics
+from coppice.domain import Metrics, TaskKind
 from coppice.kernels.placement import Placement
 from coppice.kernels.stepping import Watch
+from coppice.layer_fit import LayerFit
 from coppice.local_training import LocalTraining
+from coppice.masks import prunable_names
 from coppice.method import ClientHalf, Local, Task, Update
+from coppice.rehearsal import random_weights, time_layers
 from coppice.sparse import Item
-from coppice.tensors import Weights, subtract, weight_group
+from coppice.tensors import Weights, buffers_of, subtract, weight_group
 from coppice.training import Trained, evaluate, train
+
+#: Steps of a rehearsal are to take their time, not to train.
+_REHEARSAL_RATE = 1e-9
 
 
 class ModelClient(ClientHalf):
@@ -39,6 +47,41 @@ class ModelClient(ClientHalf):
         """The received parameters and buffers."""
         return weight_group(task.payload, "parameters") | weight_group(task.payload, "buffers")
 
+    def prunable(self, model: nn.Module) -> list[str]:
+        """Names of the weights that may be on masks."""
+        return prunable_names(model)
+
+    def rehearse(self, local: Local, density: float, steps: int) -> Update | None:
+        """As in a round, on one batch again and again, by which hardly anything is learnt."""
+        indices = self._first_batch(local)
+        if not len(indices):
+            return None
+        model = bare_model(local.app, local.seed)
+        weights = random_weights(model, self.prunable(model), density, local.generator)
+        names = buffers_of(model).keys()
+        payload: dict[str, dict[str, Item]] = {
+            "parameters": {name: item for name, item in weights.items() if name not in names},
+            "buffers": {name: weights[name] for name in names},
+        }
+        task = Task(TaskKind.TRAIN, 0, payload, {"learning_rate": _REHEARSAL_RATE})
+        _, trained = self.train(task, local, batches=repeat(indices, steps))
+        return self.answer(task, local, trained)
+
+    def layer_costs(
+        self, local: Local, clock: Callable[[], float]
+    ) -> Iterator[tuple[str, LayerFit]]:
+        """Of one batch, by the kernels or, without them, of no layer by itself."""
+        indices = self._first_batch(local)
+        if not local.kernels or not len(indices):
+            return iter(())
+        placement = Placement(bare_model(local.app, local.seed))
+        names = self.prunable(placement.model)
+        batch = local.train.batch(indices)[0]
+        return time_layers(placement, names, batch, local.generator, clock)
+
+    def _first_batch(self, local: Local) -> Tensor:
+        return torch.arange(min(self._training.batch_size, len(local.train)))
+
     def receive(self, task: Task, local: Local, *, whole: bool = False) -> nn.Module:
         """The module with the task's values. It is one for all tasks: the next one changes it.
 
@@ -49,7 +92,7 @@ class ModelClient(ClientHalf):
         if self._placement is None:
             bare = bare_model(local.app, local.seed)
             self._placement = Placement(bare, adapts=local.kernels)
-        indices = torch.arange(min(self._training.batch_size, len(local.train)))
+        indices = self._first_batch(local)
         batch = local.train.batch(indices)[0] if len(indices) else None
         self._placement.assign(self.model(task, local), batch, whole=whole)
         return self._placement.model
@@ -67,10 +110,14 @@ class ModelClient(ClientHalf):
         is_whole = watch is not None or self._training.weight_decay > 0
         model = self.receive(task, local, whole=is_whole)
         assert self._placement is not None
+        sgd = self._training.sgd(float(task.settings["learning_rate"]))
+        if "steps" in task.settings:
+            # Devices may do unlike numbers of them.
+            sgd = replace(sgd, steps=int(task.settings["steps"]), epochs=None)
         trained = train(
             model,
             local,
-            self._training.sgd(float(task.settings["learning_rate"])),
+            sgd,
             masks=self._placement.masks,
             batches=batches,
             watch=watch,

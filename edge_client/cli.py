@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from coppice import __version__
@@ -18,6 +19,16 @@ from edge_client.state_folder import StateFolder, default_folder
 
 _MAX_LABEL_LENGTH = 63
 _MAX_THREADS = 1024
+_MAX_COUNT, _MAX_SIDES = 65536, 4
+
+#: Shape of an example and number of classes that each model of the registry was made for.
+_INPUTS: Mapping[str, tuple[tuple[int, ...], int]] = {
+    "conv2": ((1, 28, 28), 62),
+    "lenet": ((1, 28, 28), 10),
+    "mlp": ((784,), 10),
+    "resnet18": ((3, 32, 32), 10),
+    "vgg11": ((3, 32, 32), 10),
+}
 
 _DESCRIPTION = """\
 Trains on this device's own data, for a Coppice server. The data never leave the device; what is
@@ -67,6 +78,17 @@ _MODEL_EXAMPLES = """\
   fedclient model --output digits.safetensors"""
 
 
+_PROBE = """\
+Measures what training a model of the registry costs this device: the time of a step in each layer,
+sparse and dense, and time and peak memory of rounds at several densities, as far as the memory that
+this process may use goes. It takes from seconds to a few minutes."""
+
+_PROBE_EXAMPLES = """\
+  fedclient probe
+  fedclient probe --model resnet18 --batch-size 16 --threads 2
+  fedclient probe --model conv2 --input-shape 3x32x32 --classes 10 --json"""
+
+
 _DOCTOR = """\
 Looks at what this device has for training: memory, threads, torch, and the kernels that make pruned
 layers fast. The exit code is 1 when something is not as it should be; it says what to do."""
@@ -109,6 +131,11 @@ def _run(arguments: argparse.Namespace, folder: StateFolder) -> int:
             return commands.status(folder, arguments.json)
         case "leave":
             return commands.leave(folder)
+        case "probe":
+            # Imports torch.
+            from edge_client.probe_command import probe
+
+            return probe(_with_input(arguments))
         case "doctor":
             # Imports torch.
             from edge_client.doctor import doctor
@@ -159,6 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
     shown = command("status", "what the client is doing", _STATUS, _STATUS_EXAMPLES)
     shown.add_argument("--json", action="store_true", help="print it as JSON")
     command("leave", "stop the client", _LEAVE, _LEAVE_EXAMPLES)
+    _add_probe(command("probe", "what training costs this device", _PROBE, _PROBE_EXAMPLES))
     looked = command("doctor", "what this device has for training", _DOCTOR, _DOCTOR_EXAMPLES)
     looked.add_argument("--json", action="store_true", help="print it as JSON")
     kept = command("model", "the newest model on this device", _MODEL, _MODEL_EXAMPLES)
@@ -199,6 +227,46 @@ def _add_join(parser: argparse.ArgumentParser) -> None:
         help="how long to try for the first contact (default: 30); later there is no limit",
     )
     add("--once", action="store_true", help="end with the first run; exit code 1 if it failed")
+
+
+def _add_probe(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", choices=_INPUTS, default="conv2", help="(default: conv2)")
+    add(
+        "--input-shape",
+        type=_shape,
+        metavar="CxHxW",
+        help="of an example (default: what the model was made for)",
+    )
+    add("--classes", type=_count, metavar="N", help="outputs (default: likewise)")
+    add("--batch-size", type=_count, default=20, metavar="N", help="examples of a step (20)")
+    add("--threads", type=_threads, metavar="N", help="threads (default: as many as can run)")
+    add("--no-kernels", action="store_true", help="as with `fedclient join --no-kernels`")
+    add("--json", action="store_true", help="print it as JSON")
+
+
+def _with_input(arguments: argparse.Namespace) -> argparse.Namespace:
+    shape, classes = _INPUTS[arguments.model]
+    arguments.input_shape = arguments.input_shape or shape
+    arguments.classes = arguments.classes or classes
+    return arguments
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sides = text.split("x")
+    if not 1 <= len(sides) <= _MAX_SIDES or not all(map(_is_count, sides)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape; an example is 1x28x28")
+    return tuple(map(int, sides))
+
+
+def _count(text: str) -> int:
+    if not _is_count(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MAX_COUNT}")
+    return int(text)
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and 1 <= int(text) <= _MAX_COUNT
 
 
 def _address(text: str) -> str:

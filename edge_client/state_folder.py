@@ -55,6 +55,7 @@ class StateFolder:
         self.status = self.path / "status.json"
         self.model = self.path / "model.safetensors"
         self.private = self.path / "private"
+        self.costs = self.path / "costs.json"
         self.traceback = self.path / "traceback.txt"
         self._identity = self.path / "device.json"
         self._lock = self.path / "lock"

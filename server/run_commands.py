@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from coppice.errors import RunFileError
+from coppice.table import table
 from server.api_client import ApiClient, server_url
 from server.config import DEFAULT_DATA
-from server.printing import moment, size, table
+from server.printing import moment, size
+from server.report_table import report_table
 
 _SHOWN_ROUNDS = 10
 _PAGE = 1000
@@ -80,7 +82,7 @@ def add_parser(commands: Any) -> None:
     listing = actions.add_parser("list", parents=[where], help="all runs, a line each")
     listing.set_defaults(call=_list)
     for name, call, text in (
-        ("show", _show, "one run: its state, its last rounds, its model"),
+        ("show", _show, "one run: its state, its last rounds, its devices"),
         ("stop", _stop, "end a run; what it has reached is kept"),
         ("log", _log, "what happened in a run"),
     ):
@@ -142,6 +144,7 @@ def _show(arguments: argparse.Namespace) -> None:
         "run": run,
         "rounds": api.get(f"/runs/{run_id}/rounds?after={after}"),
         "evaluations": api.get(f"/runs/{run_id}/evaluations"),
+        "reports": api.get(f"/runs/{run_id}/reports?newest=true&limit={_PAGE}"),
     }
     if arguments.ledger:
         shown["ledger"] = api.get(f"/runs/{run_id}/ledger")
@@ -151,6 +154,8 @@ def _show(arguments: argparse.Namespace) -> None:
     print(f"run {run_id}: {run['spec']['name']}, {run['state']}" + _because(run["reason"]))
     print(f"rounds: {_progress(run)}; best: {_best(run)}\n")
     print(_rounds(shown["rounds"], shown["evaluations"], run["spec"]["evaluation"]["metric"]))
+    if shown["reports"]:
+        print("\n" + report_table(shown["reports"]))
     if arguments.ledger:
         print("\n" + _ledger(shown["ledger"]))
 

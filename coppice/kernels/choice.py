@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ _RATE = 1e-9
 _MARGIN = 0.1
 #: The line is through what the layer's mask takes and what this share of it does.
 _THINNED = 7
-#: Of larger layers only the first rows are timed, not to need the memory of the whole one, dense.
+#: Of larger layers only the first rows are timed.
 _LARGEST = 2**20
 #: Values do not matter, but that none of them is denormal.
 _VALUE = 1e-3
@@ -141,14 +141,26 @@ def measure(
 ) -> CostCurve:
     """Time the layer sparse, thinned and dense, in turns. The layer itself stays as it is."""
     # One of its own: a mask keeps its positions for as long as it is there.
-    first = _first_rows(layer.mask)
+    first = first_rows(layer.mask)
     mask = Mask(first.shape, first.packed)
     thin_bits = np.zeros(mask.size, np.bool_)
     thin_bits[mask.positions[::_THINNED]] = True
     thin_mask = Mask.of(torch.from_numpy(thin_bits.reshape(mask.shape)))
-    dense = dense_like(layer, torch.full(mask.shape, _VALUE))
-    ways = [_sparse_like(layer, mask), _sparse_like(layer, thin_mask), dense]
-    kept = mask.bits.numpy()
+    times = layer.mask.shape[0] / max(1, mask.shape[0])
+    timed = time_layer(layer, given, [mask, thin_mask], clock)
+    whole, thinned, as_dense = (seconds * times for seconds in timed)
+    fewer = round(times * thin_mask.count)
+    return CostCurve.through(layer.mask.count, whole, fewer, thinned, as_dense)
+
+
+def time_layer(
+    layer: SparseLayer, given: Input, masks: Sequence[Mask], clock: Callable[[], float]
+) -> list[float]:
+    """Seconds of a step in such a layer on each of the masks, and dense, which is the last."""
+    shape = masks[0].shape
+    dense = dense_like(layer, torch.full(shape, _VALUE))
+    ways = [*(_sparse_like(layer, mask) for mask in masks), dense]
+    kept = masks[0].bits.numpy()
     inputs = given.make()
     with torch.no_grad():
         scale = torch.ones_like(ways[0](inputs))
@@ -165,10 +177,7 @@ def measure(
             inputs.grad = None
             if number > 0:
                 shortest[index] = min(shortest[index], seconds)
-    times = layer.mask.shape[0] / max(1, mask.shape[0])
-    whole, thinned, as_dense = (seconds * times for seconds in shortest)
-    fewer = round(times * thin_mask.count)
-    return CostCurve.through(layer.mask.count, whole, fewer, thinned, as_dense)
+    return shortest
 
 
 def _sparse_like(layer: SparseLayer, mask: Mask) -> SparseLayer:
@@ -180,8 +189,8 @@ def _sparse_like(layer: SparseLayer, mask: Mask) -> SparseLayer:
     return result
 
 
-def _first_rows(mask: Mask) -> Mask:
-    """What is timed of a large layer."""
+def first_rows(mask: Mask) -> Mask:
+    """What is timed of a large layer, not to need the memory of the whole one, dense."""
     entries = math.prod(mask.shape[1:])
     rows = max(1, _LARGEST // max(1, entries))
     if rows >= mask.shape[0]:

@@ -19,9 +19,10 @@ import numpy as np
 
 from coppice.errors import CoppiceError, ServerUnreachable
 from coppice.partition import DirichletPartitioner
+from coppice.table import table
 from server.api_client import ApiClient
 from server.config import WHERE_FILE
-from server.printing import size, table
+from server.printing import size
 
 HERE = Path(__file__).parent
 NUM_DEVICES = 3

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from coppice.errors import RunFileError
-from coppice.masks import density, full_masks, masked, prunable_names, remask
+from coppice.masks import density, full_masks, masked, prunable_names, random_mask, remask
 from coppice.sparse import Mask, SparseTensor
 from coppice.tensors import masks_of, parameters_of
 
@@ -129,3 +129,17 @@ def test_what_grows_back_may_have_a_given_value() -> None:
     given = torch.tensor([10.0, 20.0, 30.0, 40.0, 50.0])
     assert moved({"w": given, "other": torch.zeros(1)}).values.tolist() == [1.0, 3.0, 40.0, 50.0]
     assert given.tolist() == [10.0, 20.0, 30.0, 40.0, 50.0]
+
+
+def test_a_random_mask_has_its_density_throughout_and_depends_on_the_generator_only() -> None:
+    # More entries than are drawn at once, and not whole bytes of them.
+    shape = (7, 3, 9999)
+    first, again = (random_mask(shape, 0.1, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert first == again
+    assert first.shape == shape
+    assert first != random_mask(shape, 0.1, torch.Generator().manual_seed(2))
+    by_row = first.bits.reshape(21, -1).float().mean(dim=1)
+    assert by_row.min() > 0.08
+    assert by_row.max() < 0.12
+    assert random_mask((0, 3), 0.5, torch.Generator()).count == 0
+    assert random_mask((4, 3), 1.0, torch.Generator()).density == 1.0

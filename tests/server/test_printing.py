@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from server.printing import moment, size, table
+from coppice.table import table
+from server.printing import moment, size
 
 
 def test_columns_are_as_wide_as_they_need_to_be_and_numbers_stand_right() -> None:

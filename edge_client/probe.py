@@ -1,0 +1,222 @@
+"""What local steps of a run cost this device, in time and memory: tried before the first round."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from coppice.device_cost import LayerCost, RoundCost
+from coppice.domain import WireSpec
+from coppice.layer_fit import LayerFit
+from coppice.memory import forget_peak, give_back, peak_resident_bytes
+from coppice.memory_fit import MemoryFit, PeakSample, fit_memory
+from coppice.method import ClientHalf, Local, Update
+from coppice.sparse import SparseTensor
+from coppice.tensors import weight_group
+from coppice.wire.exchange import encode_update
+
+#: Of the rounds that are rehearsed, ascending: what one took says whether the next one fits.
+DENSITIES = (0.01, 0.02, 0.05, 0.2, 0.5, 1.0)
+#: Steps of a rehearsal; the first ones do not count: memory is found, caches fill.
+_STEPS, _UNCOUNTED = 7, 2
+#: Share of the memory that a rehearsal may be predicted to need: the prediction may be wrong.
+_CAREFUL_SHARE = 0.9
+
+#: Layers in a step take so many times what they take by themselves; else it was noise.
+_LEAST_FACTOR, _MOST_FACTOR = 0.8, 3.0
+#: A layer that can only be dense costs nothing by itself: it is part of the rest of the step.
+_DENSE_ONLY = LayerCost(kept=(), sparse_seconds=(), dense_seconds=0.0)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """One round that was tried."""
+
+    density: float
+    #: Kept weights by the name of the parameter.
+    ones: Mapping[str, int]
+    #: Median of the steps.
+    seconds_per_step: float
+    #: Resident memory of the process at its peak.
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found."""
+
+    #: How well lines describe the layers that were timed.
+    layers: Mapping[str, LayerFit]
+    #: Of a step; a round's own constants come with rounds.
+    time: RoundCost
+    memory: MemoryFit
+    rehearsals: tuple[Rehearsal, ...]
+    #: The memory that there was.
+    budget_bytes: int
+
+    def seconds_per_step(self, ones: Mapping[str, int]) -> float:
+        """As predicted, with so many kept weights in each layer."""
+        return self.time.seconds(ones, steps=1)
+
+    def peak_bytes(self, ones: Mapping[str, int]) -> float:
+        """As predicted, of a round of plain training."""
+        return self.memory.memory.peak_bytes(ones, _dense(self.time.layers, ones))
+
+    @property
+    def max_relative_residual(self) -> float:
+        """The largest difference between a rehearsed step and its prediction, as a share of it."""
+        return max(
+            abs(self.seconds_per_step(item.ones) / item.seconds_per_step - 1)
+            for item in self.rehearsals
+        )
+
+
+class Prober:
+    """Tries what a run asks of this device."""
+
+    def __init__(
+        self,
+        half: ClientHalf,
+        local: Local,
+        wire: WireSpec,
+        budget_bytes: Callable[[], int],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`budget_bytes` says up to what resident memory this process may grow."""
+        self._half = half
+        self._local = local
+        self._wire = wire
+        self._budget_bytes = budget_bytes
+        self._clock = clock
+
+    def probe(self, tell: Callable[[str], None]) -> Probe | None:
+        """Time the layers and rehearse rounds, as far as memory goes; `tell` hears what was done.
+
+        None where there is nothing to rehearse: no examples, or a method that has no such rounds.
+        """
+        budget_bytes = self._budget_bytes()
+        fits: dict[str, LayerFit] = {}
+        for name, fit in self._half.layer_costs(self._local, self._clock):
+            fits[name] = fit
+            tell(f"timed {name}")
+        give_back()
+        rehearsals: list[Rehearsal] = []
+        shapes: dict[str, tuple[int, ...]] = {}
+        for density in DENSITIES:
+            if rehearsals:
+                ones = {name: round(density * np.prod(shape)) for name, shape in shapes.items()}
+                predicted = self._result(fits, shapes, rehearsals, budget_bytes).peak_bytes(ones)
+                if predicted > _CAREFUL_SHARE * self._budget_bytes():
+                    break
+            rehearsed = self._rehearse(density, shapes)
+            if rehearsed is None:
+                return None
+            rehearsals.append(rehearsed)
+            tell(f"rehearsed a round of density {density:g}")
+        return self._result(fits, shapes, rehearsals, budget_bytes)
+
+    def _rehearse(self, density: float, shapes: dict[str, tuple[int, ...]]) -> Rehearsal | None:
+        """Try a round; `shapes` learns of the weights on masks."""
+        meter = _StepTimes(self._clock)
+        give_back()
+        forget_peak()
+        update = self._half.rehearse(replace(self._local, meter=meter), density, _STEPS)
+        if update is None:
+            return None
+        sparse = {
+            name: item
+            for name, item in weight_group(update.payload, "delta").items()
+            if isinstance(item, SparseTensor)
+        }
+        shapes |= {name: item.shape for name, item in sparse.items()}
+        self._encode(update, sparse)
+        return Rehearsal(
+            density=density,
+            ones={name: item.mask.count for name, item in sparse.items()},
+            seconds_per_step=meter.median_seconds,
+            peak_bytes=peak_resident_bytes(),
+        )
+
+    def _encode(self, update: Update, sparse: Mapping[str, SparseTensor]) -> None:
+        # For its memory: what it makes is not sent.
+        known = {item.mask.fingerprint: item.mask for item in sparse.values()}
+        encode_update(update.payload, known, self._wire, NoPrivate(), self._local.generator)
+
+    def _result(
+        self,
+        fits: Mapping[str, LayerFit],
+        shapes: Mapping[str, tuple[int, ...]],
+        rehearsals: Sequence[Rehearsal],
+        budget_bytes: int,
+    ) -> Probe:
+        layers = {name: fits[name].cost if name in fits else _DENSE_ONLY for name in shapes}
+        rest, factor = _rest(layers, rehearsals)
+        layers = {name: layer.times(factor) for name, layer in layers.items()}
+        peaks = [
+            PeakSample(ones=item.ones, dense=_dense(layers, item.ones), peak_bytes=item.peak_bytes)
+            for item in rehearsals
+        ]
+        return Probe(
+            layers=fits,
+            time=RoundCost(
+                round_seconds=0.0, step_seconds=rest, seconds_per_value=0.0, layers=layers
+            ),
+            memory=fit_memory(peaks, shapes),
+            rehearsals=tuple(rehearsals),
+            budget_bytes=budget_bytes,
+        )
+
+
+def _rest(layers: Mapping[str, LayerCost], rehearsals: Sequence[Rehearsal]) -> tuple[float, float]:
+    """Seconds of a step besides the layers, and by how much longer than when timed those take.
+
+    A layer by itself was timed at its best; in a step, others use the caches, too.
+    """
+    timed = [
+        sum(float(layers[name].seconds(np.array(kept))) for name, kept in item.ones.items())
+        for item in rehearsals
+    ]
+    if max(timed) == 0:
+        return statistics.median(item.seconds_per_step for item in rehearsals), 1.0
+    seconds = np.array([item.seconds_per_step for item in rehearsals])
+    columns = np.stack([np.ones(len(timed)), np.array(timed)], axis=1) / seconds[:, None]
+    rest, factor = np.linalg.lstsq(columns, np.ones(len(timed)), rcond=None)[0]
+    if len(rehearsals) == 1 or not _LEAST_FACTOR <= factor <= _MOST_FACTOR or rest < 0:
+        factor = float(np.clip(np.median(seconds / np.array(timed)), 1.0, _MOST_FACTOR))
+        rest = max(0.0, float(np.median(seconds - factor * np.array(timed))))
+    return float(rest), float(factor)
+
+
+def _dense(layers: Mapping[str, LayerCost], ones: Mapping[str, int]) -> list[str]:
+    return [name for name, kept in ones.items() if layers[name].is_dense(np.array(kept))]
+
+
+class _StepTimes:
+    """A meter that keeps when each step was done."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._done: list[float] = []
+
+    def step_done(self) -> None:
+        self._done.append(self._clock())
+
+    @property
+    def median_seconds(self) -> float:
+        steps = [after - before for before, after in pairwise(self._done)]
+        return statistics.median(steps[_UNCOUNTED:])
+
+
+class NoPrivate:
+    """Private state that is none."""
+
+    def read(self, kind: type[object]) -> None:
+        """There never is any."""
+
+    def stage(self, value: object) -> None:
+        """Forgotten at once."""

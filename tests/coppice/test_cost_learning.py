@@ -1,0 +1,94 @@
+"""What rounds cost, corrected by rounds: quickly, within bounds, and never below a seen peak."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from coppice.cost_learning import LearnedCost, MeasuredRound
+from coppice.device_cost import LayerCost, RoundCost, StepMemory
+from coppice.memory_fit import layer_memory
+
+ONES = {"fc": 400}
+#: A layer of 1 ms and 10 us a weight beside 5 ms: 10 ms a step with 400 weights.
+KNOWN = LearnedCost(
+    time=RoundCost(
+        round_seconds=0.0,
+        step_seconds=0.005,
+        seconds_per_value=0.0,
+        layers={"fc": LayerCost.line(0.001, 1e-5, dense=1.0, size=1000)},
+    ),
+    memory=StepMemory(base_bytes=1e8, layers={"fc": layer_memory((10, 100))}),
+)
+PEAK = KNOWN.peak_bytes(ONES)
+
+
+def measured(**fields: Any) -> MeasuredRound:
+    given: dict[str, Any] = {
+        "steps": 5,
+        "ones": ONES,
+        "step_seconds": 0.05,
+        "work_seconds": 0.07,
+        "download_bytes": 10**6,
+        "download_seconds": 2.0,
+        "upload_bytes": 10**6,
+        "upload_seconds": 4.0,
+        "peak_bytes": round(PEAK),
+    }
+    return MeasuredRound(**(given | fields))
+
+
+def test_the_first_round_brings_the_link_and_the_constant() -> None:
+    after = KNOWN.after(measured())
+    assert after.time.seconds_per_value == pytest.approx(4 * 6e-6)
+    assert after.time.round_seconds == pytest.approx(0.02)
+    assert after.compute_seconds(ONES, 5) == pytest.approx(0.07)
+    assert after.cost(2e8).time.seconds(ONES, 5) == pytest.approx(0.07 + 400 * 24e-6)
+
+
+@pytest.mark.parametrize("slowness", [0.5, 1.7, 4.0])
+def test_a_device_of_another_speed_is_known_after_some_rounds(slowness: float) -> None:
+    known = KNOWN
+    errors = []
+    for _ in range(8):
+        known = known.after(measured(step_seconds=slowness * 0.05, work_seconds=slowness * 0.07))
+        errors.append(abs(known.compute_seconds(ONES, 5) / (slowness * 0.07) - 1))
+    assert errors[-1] < 0.02
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_one_hiccup_does_not_turn_everything_around() -> None:
+    hiccup = KNOWN.after(measured(step_seconds=50.0, work_seconds=50.02))
+    assert hiccup.compute_seconds(ONES, 5) < 3 * 0.07
+
+
+@pytest.mark.parametrize("fields", [{"steps": 0}, {"step_seconds": 0.0}])
+def test_rounds_without_steps_say_nothing_about_them(fields: dict[str, Any]) -> None:
+    after = KNOWN.after(measured(**fields))
+    assert after.time.step_seconds == KNOWN.time.step_seconds
+    assert after.time.layers == KNOWN.time.layers
+
+
+def test_small_transfers_say_nothing_about_the_link() -> None:
+    known = KNOWN.after(measured())
+    after = known.after(measured(download_bytes=100, upload_bytes=100))
+    assert after.time.seconds_per_value == known.time.seconds_per_value
+
+
+def test_a_higher_peak_is_believed_at_once_and_a_lower_one_slowly() -> None:
+    higher = KNOWN.after(measured(peak_bytes=round(PEAK) + 10**7))
+    assert higher.peak_bytes(ONES) == pytest.approx(PEAK + 1e7)
+    lower = KNOWN.after(measured(peak_bytes=round(PEAK) - 10**7))
+    assert PEAK - 2e6 < lower.peak_bytes(ONES) < PEAK
+
+
+def test_the_peak_of_a_report_says_nothing_about_training() -> None:
+    after = KNOWN.after(measured(peak_bytes=10**9, is_plain=False))
+    assert after.memory == KNOWN.memory
+
+
+def test_the_limit_is_that_of_now() -> None:
+    assert KNOWN.cost(123.0).limit_bytes == 123.0
+    assert replace(KNOWN, rounds=3).cost(5.0).memory.training == KNOWN.memory
