@@ -13,6 +13,7 @@ from typing import Any
 from coppice.errors import CoppiceError, NotRunning, UnreadableData
 from coppice.files import write_file
 from edge_client.console import Console, size_text
+from edge_client.report_text import memory_text, pruning_text, time_text
 from edge_client.state_folder import StateFolder
 from edge_client.status import Status, read_status
 
@@ -87,6 +88,11 @@ def _print_status(last: Status, running: bool) -> None:
     if last.run:
         console.say("run", f"{last.run}, round {last.round_number}, step {last.step}")
     console.say("traffic", f"down {size_text(last.bytes_down)}, up {size_text(last.bytes_up)}")
+    if (report := last.last_round) is not None:
+        steps = f"{report.steps} steps, {pruning_text(report)}"
+        console.say("last", f"round {report.round_number}: {steps}")
+        console.say("time", time_text(report))
+        console.say("memory", f"{memory_text(report)}, by {report.bound_by}")
     if last.last_error:
         console.warn("error", last.last_error)
 

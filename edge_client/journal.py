@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coppice.domain import WORK_SECONDS
+from coppice.domain import WORK_SECONDS, RoundReport
 from edge_client.console import Console, size_text
-from edge_client.meter import Meter
+from edge_client.report_text import memory_text, pruning_text, time_text
 from edge_client.status import StatusFile
 
 # Only for their names: they import torch, and this is needed before torch is.
@@ -77,27 +77,37 @@ class Journal:
         )
         if run.kernels and (trouble := run.kernel_trouble) is not None:
             self._console.warn("kernels", f"none: {trouble}; `fedclient doctor` says more")
-        self._status.update(run=run.workload.name, round_number=0, step=0)
+        self._status.update(run=run.workload.name, round_number=0, step=0, last_round=None)
 
     def answered(
-        self, task: Task, update: Update, meter: Meter, moved: tuple[int, int], seconds: float
+        self,
+        task: Task,
+        update: Update,
+        report: RoundReport,
+        seconds_per_step: float,
+        moved: tuple[int, int],
     ) -> None:
         """A task is done and receipted. `moved` is in payload bytes, down and up."""
-        if task.kind == "train":
-            done = f"{update.steps} steps of {meter.seconds_per_step:.3f} s"
+        trained = task.kind == "train"
+        if trained:
+            done = f"{update.steps} steps of {seconds_per_step:.3f} s, {pruning_text(report)}"
         else:
             done = f"evaluated on {update.num_examples} examples"
         parts = [
             done,
             # How long it worked is said by the steps.
             metrics_text({k: v for k, v in update.metrics.items() if k != WORK_SECONDS}),
-            f"down {size_text(moved[0])}, up {size_text(moved[1])}, {seconds:.1f} s",
-            f"{size_text(meter.peak_resident_bytes)} of memory",
+            f"{size_text(moved[0])} down, {size_text(moved[1])} up",
+            time_text(report),
+            memory_text(report),
         ]
         self._console.say(f"round {task.round_number}", ", ".join(part for part in parts if part))
         now = self._status.status
         self._status.update(
-            bytes_down=now.bytes_down + moved[0], bytes_up=now.bytes_up + moved[1], last_error=""
+            bytes_down=now.bytes_down + moved[0],
+            bytes_up=now.bytes_up + moved[1],
+            last_error="",
+            last_round=report if trained else now.last_round,
         )
 
     def gone(self, error: Exception) -> None:

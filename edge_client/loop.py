@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from coppice.domain import WORK_SECONDS, Capability, ClientId, TaskKind
+from coppice.domain import WORK_SECONDS, Capability, ClientId, RoundReport, TaskKind, Why
 from coppice.errors import (
     InvalidMessage,
     RoundClosed,
@@ -24,16 +25,19 @@ from coppice.errors import (
     UnknownTask,
     UpdateRefused,
 )
+from coppice.masks import density
 from coppice.memory import give_back
 from coppice.method import Task
+from coppice.sparse import SparseTensor
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.capability import capability_to_message
 from coppice.wire.codec import blob_from_message, task_from_offer
 from coppice.wire.exchange import encode_update
+from coppice.wire.report import report_to_message
 from edge_client.backoff import LONGEST_SECONDS, Backoff
 from edge_client.journal import Journal
 from edge_client.link import Link
-from edge_client.meter import Meter, capability
+from edge_client.meter import Laps, Meter, capability
 from edge_client.model_keeper import ModelKeeper
 from edge_client.payloads import Payloads
 from edge_client.ready import ReadyRun, get_ready
@@ -78,6 +82,10 @@ class Device:
         self._refusals = Backoff()
         self._ready: ReadyRun | None = None
         self._choice: pb.Choice | None = None
+        #: What the device made its choice by.
+        self._why: Why = ""
+        #: Of the last round, until the server has it.
+        self._report: RoundReport | None = None
         torch.set_num_threads(self._capability().num_threads)
 
     def __enter__(self) -> Device:
@@ -107,15 +115,17 @@ class Device:
                 return 1 if reply.over.state == "failed" else 0
             self._journal.enter("waiting")
             reply = self._link.poll(self._poll_request())
+            self._report = None
 
     def _poll_request(self) -> pb.PollRequest:
-        ready = self._ready
+        ready, report = self._ready, self._report
         return pb.PollRequest(
             run_key=ready.run_key if ready else "",
             num_examples=len(ready.train) if ready else 0,
             capability=capability_to_message(self._capability()),
             choice=self._choice,
             app_digest=self._plan.app_digest,
+            report=None if report is None else report_to_message(report),
         )
 
     def _react(self, reply: pb.PollReply) -> None:
@@ -140,9 +150,13 @@ class Device:
             self._ready.private.forget()
         self._ready = self._choice = None
         self._ready = get_ready(
-            offer, plan.client_id, plan.data, plan.app, self._folder.private, plan.kernels
+            offer, plan.client_id, plan.data, plan.app, self._folder, plan.kernels
         )
         self._journal.ready(self._ready)
+        if self._ready.costs is not None:
+            self._journal.enter("measuring")
+            local = self._ready.local(0, self._capability(), self._meter())
+            self._ready.costs.probe(self._ready.half, local, self._ready.workload)
 
     def _choose(self, terms: pb.TermsOffer) -> None:
         """Answer a round's terms; the next poll carries the choice."""
@@ -151,20 +165,26 @@ class Device:
         payload = self._payloads.get(blob_from_message(terms.payload))
         local = ready.local(terms.round_number, self._capability(), self._meter())
         choice = ready.half.choose(payload, local)
+        self._why = choice.get("why", "")
         self._choice = pb.Choice(
             round_number=terms.round_number, values_json=json.dumps(dict(choice))
         )
 
     def _work(self, offer: pb.TaskOffer) -> None:
-        """Do a task and send the answer."""
-        ready, meter = self._expected(offer.run_id), self._meter()
-        started, (down, up) = time.monotonic(), self._link.bytes_moved
+        """Do a task and send the answer; the next poll carries what it took."""
+        ready, meter, capability = self._expected(offer.run_id), self._meter(), self._capability()
+        laps, (down, up) = Laps(), self._link.bytes_moved
         self._choice = None
         # What an earlier task staged and this one finds never got a receipt.
         ready.private.drop()
         with self._link.heartbeat.working_on(offer.task_id, meter):
             task = self._fetch(offer)
-            local = ready.local(task.round_number, self._capability(), meter)
+            download_seconds = laps.lap()
+            forecast = None
+            if ready.costs is not None and task.kind is TaskKind.TRAIN:
+                fetched = self._link.bytes_moved[0] - down
+                forecast = ready.costs.forecast(task, fetched, self._why)
+            local = ready.local(task.round_number, capability, meter)
             self._models.hold(ready, task, local, {})
             self._journal.enter("training" if task.kind is TaskKind.TRAIN else "evaluating")
             began = time.monotonic()
@@ -182,13 +202,30 @@ class Device:
                 local.generator,
             )
             ready.private.write()
+            compute_seconds = laps.lap()
             self._link.push(offer.task_id, update, data)
+        report = RoundReport(
+            round_number=task.round_number,
+            steps=update.steps,
+            density=_density(task),
+            download_seconds=download_seconds,
+            compute_seconds=compute_seconds,
+            upload_seconds=laps.lap(),
+            peak_bytes=meter.peak_resident_bytes,
+            budget_bytes=capability.memory_bytes,
+            bound_by=capability.memory_bound_by,
+            forecast=forecast,
+        )
         ready.private.promote()
         self._refusals.reset()
-        if task.kind is TaskKind.EVALUATE:
+        if task.kind is TaskKind.TRAIN:
+            self._report = report
+        else:
             self._models.hold(ready, task, local, update.metrics)
         moved = (self._link.bytes_moved[0] - down, self._link.bytes_moved[1] - up)
-        self._journal.answered(task, update, meter, moved, time.monotonic() - started)
+        if ready.costs is not None and task.kind is TaskKind.TRAIN:
+            ready.costs.learn(task, report, meter.seconds_per_step, moved)
+        self._journal.answered(task, update, report, meter.seconds_per_step, moved)
         # The device may wait for long now, and has other things to do.
         del task, local, update, data
         give_back()
@@ -241,3 +278,9 @@ class Device:
 
         meter = Meter(on_step)
         return meter
+
+
+def _density(task: Task) -> float:
+    """Share that is kept of the weights on masks in what a task brings; 1 where none are."""
+    items = chain.from_iterable(group.values() for group in task.payload.values())
+    return density(item.mask for item in items if isinstance(item, SparseTensor))

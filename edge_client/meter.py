@@ -10,6 +10,7 @@ import psutil
 
 from coppice.domain import Capability
 from coppice.errors import TaskAbandoned
+from coppice.memory import forget_peak, peak_resident_bytes
 from edge_client.limits import memory_budget
 from edge_client.processor import heat, processor_share
 
@@ -24,23 +25,43 @@ class Meter:
     ) -> None:
         self._on_step = on_step
         self._clock = clock
-        self._started = self._last_step = clock()
+        self._started = self._first_step = self._last_step = clock()
         self._wanted = True
         #: Local steps done so far.
         self.steps_done = 0
-        #: The most memory that this process was seen to hold at the end of a step or heartbeat.
-        self.peak_resident_bytes = 0
+        self._kernel_tells = _forget_peak()
+        self._most_seen_bytes = 0
 
     @property
     def seconds_per_step(self) -> float:
-        """Mean wall time of a step; 0 before the first."""
-        return (self._last_step - self._started) / max(self.steps_done, 1)
+        """Mean wall time of a step; 0 before the first.
+
+        What comes before the first step is not in it, unless there is only that one.
+        """
+        if self.steps_done > 1:
+            return (self._last_step - self._first_step) / (self.steps_done - 1)
+        return self._last_step - self._started
+
+    @property
+    def peak_resident_bytes(self) -> int:
+        """The most memory that this process has held since this meter was made.
+
+        Where the kernel does not tell, the most that it was seen to hold at the end of a step or
+        heartbeat, or now.
+        """
+        if self._kernel_tells:
+            return peak_resident_bytes()
+        self.sample_bytes()
+        return self._most_seen_bytes
 
     def step_done(self) -> None:
         """Count one local step; raises TaskAbandoned when the task is no longer wanted."""
         self._last_step = self._clock()
         self.steps_done += 1
-        self.sample_bytes()
+        if self.steps_done == 1:
+            self._first_step = self._last_step
+        if not self._kernel_tells:
+            self.sample_bytes()
         self._on_step(self.steps_done)
         if not self._wanted:
             raise TaskAbandoned("the server no longer wants this task")
@@ -52,8 +73,31 @@ class Meter:
     def sample_bytes(self) -> int:
         """Memory that this process holds now, noted for the peak."""
         resident = resident_bytes()
-        self.peak_resident_bytes = max(self.peak_resident_bytes, resident)
+        self._most_seen_bytes = max(self._most_seen_bytes, resident)
         return resident
+
+
+class Laps:
+    """Times the parts of a task, one after the other."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = clock()
+
+    def lap(self) -> float:
+        """Seconds since the last lap, or since the start."""
+        last, self._last = self._last, self._clock()
+        return self._last - last
+
+
+def _forget_peak() -> bool:
+    """Let the kernel's peak begin anew; False where it has none, or does not let us."""
+    try:
+        forget_peak()
+        peak_resident_bytes()
+    except OSError:
+        return False
+    return True
 
 
 def resident_bytes() -> int:

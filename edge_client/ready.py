@@ -14,7 +14,9 @@ from coppice.kernels.library import trouble
 from coppice.method import ClientHalf, Local, Meter, Task, Update, client_half
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.codec import valid_run_key, workload_from_json
+from edge_client.costs import Costs, cost_key
 from edge_client.private import PrivateState
+from edge_client.state_folder import StateFolder
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class ReadyRun:
     held_out: Examples
     private: PrivateState
     kernels: bool
+    #: None where the method does not go by them.
+    costs: Costs | None
 
     @property
     def kernel_trouble(self) -> str | None:
@@ -52,6 +56,7 @@ class ReadyRun:
             meter=meter,
             generator=generator,
             kernels=self.kernels,
+            cost=self.costs.cost() if self.costs is not None else None,
         )
 
     def answer(self, task: Task, local: Local) -> Update:
@@ -67,10 +72,10 @@ def get_ready(
     client_id: ClientId,
     data: Path,
     app_path: Path | None,
-    private: Path,
+    folder: StateFolder,
     kernels: bool,
 ) -> ReadyRun:
-    """Load what the run needs; `private` is the folder of all runs' private states.
+    """Load what the run needs.
 
     Raises DataError when the data do not fit the run, AppMismatch and AppError.
     """
@@ -80,15 +85,18 @@ def get_ready(
         app.load(data), app.held_out, derive_seed(workload.seed, "held_out", client_id)
     )
     run_key = valid_run_key(offer.run_key)
+    half = client_half(workload.method)
+    key = cost_key(workload, torch.get_num_threads(), kernels)
     return ReadyRun(
         run_id=offer.run_id,
         run_key=run_key,
         client_id=client_id,
         workload=workload,
         app=app,
-        half=client_half(workload.method),
+        half=half,
         train=train,
         held_out=held_out,
-        private=PrivateState(private / f"{run_key}-{workload.method.name}"),
+        private=PrivateState(folder.private / f"{run_key}-{workload.method.name}"),
         kernels=kernels,
+        costs=Costs(folder.costs, key) if half.goes_by_cost else None,
     )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from coppice.domain import Forecast, RoundReport
 from coppice.files import write_file
 from edge_client.state_folder import REMEDY
 
@@ -25,14 +26,16 @@ class Status:
     #: Name of the run that the device is ready for; empty for none.
     run: str = ""
     round_number: int = 0
-    #: "joining", "waiting", "preparing", "fetching", "training", "evaluating", "pushing",
-    #: "reconnecting" or "left".
+    #: "joining", "waiting", "preparing", "measuring", "fetching", "training", "evaluating",
+    #: "pushing", "reconnecting" or "left".
     phase: str = "joining"
     #: Local steps done in the current task.
     step: int = 0
     last_error: str = ""
     bytes_down: int = 0
     bytes_up: int = 0
+    #: What the last round took that this device finished.
+    last_round: RoundReport | None = None
     #: When the phase began, in seconds since the epoch, by the device's clock.
     since: float = 0.0
 
@@ -74,6 +77,14 @@ def read_status(path: Path) -> Status | None:
     """The last status that was written; None when there is none that can be read."""
     try:
         plain = json.loads(path.read_bytes())
-        return Status(**{item.name: plain[item.name] for item in fields(Status)})
+        told = {item.name: plain[item.name] for item in fields(Status)}
+        return Status(**told | {"last_round": _report_of(told["last_round"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _report_of(plain: dict[str, Any] | None) -> RoundReport | None:
+    if plain is None:
+        return None
+    forecast = plain["forecast"]
+    return RoundReport(**plain | {"forecast": None if forecast is None else Forecast(**forecast)})

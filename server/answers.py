@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coppice.domain import BlobRef, Capability, ClientId
+from coppice.domain import BlobRef, Capability, ClientId, RoundReport
 from server.records import NewTask, RunRecord, TaskRecord
 
 
@@ -24,6 +24,8 @@ class CheckIn:
     app_digest: str
     #: The answer to the terms of a round, with the round's number.
     choice: tuple[int, Mapping[str, Any]] | None
+    #: What its last round of that run took.
+    report: RoundReport | None = None
 
 
 @dataclass(frozen=True)

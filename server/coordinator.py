@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 
 from coppice.domain import ClientId, Participant, RunSpec
@@ -26,6 +26,7 @@ from server.keepsakes import Keepsakes
 from server.records import (
     ClientRecord,
     NewEvent,
+    ReportRecord,
     RunRecord,
     RunState,
     Snapshot,
@@ -33,6 +34,7 @@ from server.records import (
     UpdateRecord,
 )
 from server.refusals import Refusals
+from server.reports import Reports
 from server.resources import Resources
 from server.run_driver import RunDriver
 
@@ -57,6 +59,7 @@ class Coordinator:
         self._polls: dict[ClientId, object] = {}
         self._keepsakes = Keepsakes(resources)
         self._refusals = Refusals(resources)
+        self._reports = Reports(resources)
         self._absent: set[ClientId] = set()
         #: Held while the next run is chosen, and while one that waits is stopped.
         self._choosing = asyncio.Lock()
@@ -66,6 +69,7 @@ class Coordinator:
 
     async def run(self) -> None:
         """Drive run after run, until cancelled."""
+        await self._reports.load()
         clients = await self._resources.threads.store(self._store.clients)
         self._clients = {client.client_id: client for client in clients if client.left_at is None}
         works = (self._drive_all(), self._watch(), self._raise_failures())
@@ -184,6 +188,11 @@ class Coordinator:
 
     # ---- clients ----
 
+    @property
+    def newest_reports(self) -> Mapping[ClientId, ReportRecord]:
+        """What each client measured of its last round."""
+        return self._reports.newest
+
     async def join(self, client: ClientRecord) -> None:
         """Take a client in; NameTaken or AppMismatch when that cannot be."""
         if self._driver is not None:
@@ -191,7 +200,7 @@ class Coordinator:
         event = NewEvent("client_joined", f"{client.client_id} joined", client_id=client.client_id)
         await self._resources.write(self._store.join_client, client, events=[event])
         self._clients[client.client_id] = client
-        self._resources.presence.saw(client.client_id)
+        self._resources.presence.told(client.client_id, client.capability)
 
     async def leave(self, client_id: ClientId, reason: str) -> None:
         """A client's goodbye."""
@@ -228,12 +237,15 @@ class Coordinator:
     async def poll(self, check_in: CheckIn) -> Answer:
         """Wait until there is something for this client, POLL_SECONDS at most."""
         client = self.require_joined(check_in.client_id)
+        self._resources.presence.told(client.client_id, check_in.capability)
         if client.client_id in self._polls:
             self._bell.ring()
         ticket = self._polls[client.client_id] = object()
         end = asyncio.get_running_loop().time() + POLL_SECONDS
         with self._resources.presence.polling(client.client_id):
             try:
+                if check_in.report is not None:
+                    await self._reports.take(client.client_id, check_in.run_key, check_in.report)
                 while self._polls.get(client.client_id) is ticket:
                     ring = self._bell.next_ring
                     answer = await self._answer(client, check_in)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from coppice.domain import ClientId
+from coppice.domain import Capability, ClientId
 from server.records import LiveClient
 
 #: A client that was silent for so long is called suspect.
@@ -28,6 +28,7 @@ class _Seen:
     task_id: int | None = None
     steps_done: int = 0
     resident_bytes: int = 0
+    capability: Capability | None = None
 
 
 class Presence:
@@ -42,6 +43,16 @@ class Presence:
         seen = self._seen.setdefault(client_id, _Seen(self._clock()))
         seen.at = self._clock()
         seen.left = False
+
+    def told(self, client_id: ClientId, capability: Capability) -> None:
+        """The client said what it has now."""
+        self.saw(client_id)
+        self._seen[client_id].capability = capability
+
+    def capability(self, client_id: ClientId) -> Capability | None:
+        """What the client has, as it said last; None when it said nothing yet."""
+        seen = self._seen.get(client_id)
+        return None if seen is None else seen.capability
 
     @contextmanager
     def polling(self, client_id: ClientId) -> Iterator[None]:

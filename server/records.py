@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from coppice.domain import BlobRef, Capability, ClientId, Metrics, RunSpec, TaskKind
+from coppice.domain import BlobRef, Capability, ClientId, Metrics, RoundReport, RunSpec, TaskKind
 from coppice.tensors import PayloadSpec
 
 
@@ -157,6 +157,17 @@ class UpdateRecord:
     received_at: float
     #: Whether it is part of a committed state. One update counts at most once.
     counted: bool
+
+
+@dataclass(frozen=True)
+class ReportRecord:
+    """What a round took on a device."""
+
+    report_id: int
+    run_id: int
+    client_id: ClientId
+    report: RoundReport
+    received_at: float
 
 
 @dataclass(frozen=True)

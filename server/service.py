@@ -39,6 +39,7 @@ from coppice.wire.codec import (
     valid_run_key,
     workload_to_json,
 )
+from coppice.wire.report import report_from_message
 from coppice.wire.status import CLIENT_KEY, status_of
 from server.answers import Answer, CheckIn, EndedRun, OpenRun, OpenTerms
 from server.blobs import Blobs
@@ -226,9 +227,13 @@ def _client_record(request: pb.JoinRequest, client_id: ClientId) -> ClientRecord
 
 
 def _check_in(request: pb.PollRequest, client_id: ClientId) -> CheckIn:
-    choice = None
+    choice = report = None
     if request.HasField("choice"):
         choice = (request.choice.round_number, choice_from_message(request.choice))
+    if request.HasField("report"):
+        if not request.run_key:
+            raise InvalidMessage("a report is of a round of the run that run_key names")
+        report = report_from_message(request.report)
     return CheckIn(
         client_id,
         valid_run_key(request.run_key) if request.run_key else "",
@@ -236,6 +241,7 @@ def _check_in(request: pb.PollRequest, client_id: ClientId) -> CheckIn:
         capability_from_message(request.capability),
         request.app_digest,
         choice,
+        report,
     )
 
 

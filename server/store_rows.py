@@ -10,6 +10,7 @@ from coppice.domain import BlobRef, ClientId, TaskKind
 from server.records import (
     ClientRecord,
     LedgerRow,
+    ReportRecord,
     RoundRecord,
     RoundState,
     RunRecord,
@@ -121,6 +122,17 @@ def client_of(row: Row[Any]) -> ClientRecord:
         left_at=row.left_at,
         left_reason=row.left_reason,
         refusals=row.refusals,
+    )
+
+
+def report_of(row: Row[Any]) -> ReportRecord:
+    """A row of `reports`."""
+    return ReportRecord(
+        report_id=row.report_id,
+        run_id=row.run_id,
+        client_id=ClientId(row.client_id),
+        report=row.report,
+        received_at=row.received_at,
     )
 
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from coppice.domain import Capability, RunSpec
+from coppice.domain import Capability, RoundReport, RunSpec
 from coppice.errors import InvalidPayload, StoreUnusable
 from coppice.tensors import TensorSpec
 from coppice.tree import from_plain, to_plain
@@ -165,6 +165,22 @@ updates = Table(
     Column("metrics", Plain(Mapping[str, float]), nullable=False),
     Column("received_at", Double, nullable=False),
     Column("counted", Boolean, nullable=False),
+)
+
+#: What rounds took on devices, as these measured it; at most one for each update to train.
+reports = Table(
+    "reports",
+    metadata,
+    Column("report_id", Integer, primary_key=True),
+    Column("run_id", Integer, nullable=False),
+    Column("round_number", Integer, nullable=False),
+    Column("client_id", NAME, nullable=False),
+    Column("report", Plain(RoundReport), nullable=False),
+    Column("received_at", Double, nullable=False),
+    ForeignKeyConstraint(["run_id", "round_number"], ["rounds.run_id", "rounds.round_number"]),
+    UniqueConstraint("run_id", "round_number", "client_id"),
+    Index(None, "run_id", "report_id"),
+    Index(None, "client_id", "report_id"),
 )
 
 #: `place` is "server" or "clients".

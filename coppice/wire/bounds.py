@@ -5,6 +5,7 @@ from __future__ import annotations
 from coppice.errors import InvalidMessage
 
 MAX_LABEL_LENGTH = 63
+MAX_BOUND_BY_LENGTH = 255
 MAX_COUNT = 2**53
 
 

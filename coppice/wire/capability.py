@@ -5,9 +5,8 @@ from __future__ import annotations
 from coppice.domain import Capability
 from coppice.errors import InvalidMessage
 from coppice.wire import coordination_pb2 as pb
-from coppice.wire.bounds import MAX_LABEL_LENGTH, is_text, valid_count
+from coppice.wire.bounds import MAX_BOUND_BY_LENGTH, MAX_LABEL_LENGTH, is_text, valid_count
 
-MAX_BOUND_BY_LENGTH = 255
 MAX_CORES = 2**16
 MAX_THROTTLED = 16
 MAX_CELSIUS = 1000.0

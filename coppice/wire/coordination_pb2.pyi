@@ -64,18 +64,58 @@ class JoinReply(_message.Message):
     def __init__(self, server_name: _Optional[str] = ..., heartbeat_seconds: _Optional[float] = ...) -> None: ...
 
 class PollRequest(_message.Message):
-    __slots__ = ("run_key", "num_examples", "capability", "choice", "app_digest")
+    __slots__ = ("run_key", "num_examples", "capability", "choice", "app_digest", "report")
     RUN_KEY_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     APP_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     run_key: str
     num_examples: int
     capability: Capability
     choice: Choice
     app_digest: str
-    def __init__(self, run_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., app_digest: _Optional[str] = ...) -> None: ...
+    report: RoundReport
+    def __init__(self, run_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., app_digest: _Optional[str] = ..., report: _Optional[_Union[RoundReport, _Mapping]] = ...) -> None: ...
+
+class RoundReport(_message.Message):
+    __slots__ = ("round_number", "steps", "density", "download_seconds", "compute_seconds", "upload_seconds", "peak_bytes", "budget_bytes", "bound_by", "forecast")
+    ROUND_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    DOWNLOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BOUND_BY_FIELD_NUMBER: _ClassVar[int]
+    FORECAST_FIELD_NUMBER: _ClassVar[int]
+    round_number: int
+    steps: int
+    density: float
+    download_seconds: float
+    compute_seconds: float
+    upload_seconds: float
+    peak_bytes: int
+    budget_bytes: int
+    bound_by: str
+    forecast: Forecast
+    def __init__(self, round_number: _Optional[int] = ..., steps: _Optional[int] = ..., density: _Optional[float] = ..., download_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., upload_seconds: _Optional[float] = ..., peak_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., bound_by: _Optional[str] = ..., forecast: _Optional[_Union[Forecast, _Mapping]] = ...) -> None: ...
+
+class Forecast(_message.Message):
+    __slots__ = ("download_seconds", "compute_seconds", "upload_seconds", "peak_bytes", "why")
+    DOWNLOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    download_seconds: float
+    compute_seconds: float
+    upload_seconds: float
+    peak_bytes: int
+    why: str
+    def __init__(self, download_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., upload_seconds: _Optional[float] = ..., peak_bytes: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
 
 class Choice(_message.Message):
     __slots__ = ("round_number", "values_json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +27,7 @@ from server.records import (
     EventRecord,
     LedgerRow,
     LiveClient,
+    ReportRecord,
     RoundRecord,
     RunRecord,
     Snapshot,
@@ -72,6 +73,8 @@ class SeenClient(ClientRecord):
     presence: str
     #: None when it has given no sign of life since the server started.
     live: LiveClient | None
+    #: What its last round took; None before the first.
+    last_round: ReportRecord | None
 
 
 def make_app(coordinator: Coordinator, resources: Resources, submit: Submit) -> FastAPI:
@@ -104,10 +107,18 @@ def _present(coordinator: Coordinator, resources: Resources) -> APIRouter:
 
     @routes.get("/clients")
     async def clients() -> list[SeenClient]:
-        """Every client that ever joined."""
-        live = coordinator.snapshot().clients
+        """Every client that ever joined, with the capability that it told last."""
         records = await run_in_threadpool(store.clients)
-        return [_seen(record, live.get(record.client_id)) for record in records]
+        live, newest = coordinator.snapshot().clients, coordinator.newest_reports
+        told = resources.presence.capability
+        return [
+            _seen(
+                replace(record, capability=told(record.client_id) or record.capability),
+                live.get(record.client_id),
+                newest.get(record.client_id),
+            )
+            for record in records
+        ]
 
     @routes.get("/log")
     def log(after: After = 0, limit: Limit = _PAGE, newest: bool = False) -> list[EventRecord]:
@@ -162,6 +173,13 @@ def _runs(coordinator: Coordinator, resources: Resources, submit: Submit) -> API
         """What became of each task."""
         return store.ledger(store.run(run_id).run_id)
 
+    @routes.get("/{run_id}/reports")
+    def reports(
+        run_id: RunId, after: After = 0, limit: Limit = _PAGE, newest: bool = False
+    ) -> list[ReportRecord]:
+        """What rounds took on devices, after report `after`: the first reports, or the newest."""
+        return store.reports(store.run(run_id).run_id, after, limit, newest=newest)
+
     @routes.get("/{run_id}/log")
     def log(
         run_id: RunId, after: After = 0, limit: Limit = _PAGE, newest: bool = False
@@ -183,8 +201,10 @@ def _runs(coordinator: Coordinator, resources: Resources, submit: Submit) -> API
     return routes
 
 
-def _seen(record: ClientRecord, live: LiveClient | None) -> SeenClient:
+def _seen(
+    record: ClientRecord, live: LiveClient | None, last_round: ReportRecord | None
+) -> SeenClient:
     presence = live.presence if live is not None else "lost"
     if record.left_at is not None:
         presence = "left"
-    return SeenClient(**vars(record), presence=presence, live=live)
+    return SeenClient(**vars(record), presence=presence, live=live, last_round=last_round)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from coppice.domain import ClientId
 from server.records import NewEvent
-from tests.server.dashboard.stage import PATIENCE_SECONDS, SPEC, Stage, Theatre
+from tests.server.dashboard.stage import CAPABILITY, PATIENCE_SECONDS, SPEC, Stage, Theatre
 
 DESK = ViewportSize(width=1280, height=900)
 PHONE = ViewportSize(width=390, height=844)
@@ -114,6 +115,44 @@ def test_what_a_device_says_is_shown_as_text(browser: Browser, theatre: Theatre)
         expect(page.locator("#clients-table .state")).to_have_text(f"left: bye {HOSTILE}")
         assert page.locator("img").count() == 0
         assert page.title() == "Coppice"
+
+
+def test_a_device_shows_what_its_last_round_took(browser: Browser, theatre: Theatre) -> None:
+    warm = replace(
+        CAPABILITY,
+        memory_bytes=400_000_000,
+        memory_bound_by=HOSTILE,
+        temperature_celsius=81.6,
+        throttled=("under-voltage", "throttled"),
+    )
+    theatre.do(submit)
+    theatre.do(lambda stage: stage.enter("pi-1", "pi-2"))
+    theatre.do(lambda stage: stage.enter("pi-3", capability=warm))
+    theatre.do(finish)
+    with opened(browser, theatre) as page:
+        expect(page.locator("#run-state")).to_have_text("finished")
+        table = page.locator("#clients-table")
+        expect(table.locator("tbody tr")).to_have_count(3)
+        row = table.locator("tbody tr").filter(has_text="pi-3").locator("td")
+        expect(row.nth(2)).to_have_text("14")
+        expect(row.nth(3)).to_have_text("75.0 %memory-bound")
+        expect(row.nth(4)).to_have_text("0.50 · 16 · 0.75 s")
+        expect(row.nth(4)).to_have_attribute(
+            "title",
+            "round 4: 17 s (down 0.50 s, compute 16 s, up 0.75 s); "
+            "predicted: 13 s (down 0.25 s, compute 12 s, up 1.3 s)",
+        )
+        widths = [
+            float(part.get_attribute("width") or "0") for part in row.nth(4).locator("rect").all()
+        ]
+        assert widths == pytest.approx([0.5 / 17.25, 16 / 17.25, 0.75 / 17.25])
+        expect(row.nth(5)).to_have_text("312 MB305 MB predicted")
+        expect(row.nth(6)).to_have_text("400 MB")
+        expect(row.nth(6)).to_have_attribute("title", f"by {HOSTILE}")
+        expect(row.nth(7)).to_have_text("82 °Cheld back")
+        expect(row.nth(7)).to_have_attribute("title", "under-voltage, throttled")
+        cool = table.locator("tbody tr").filter(has_text="pi-1").locator("td")
+        expect(cool.nth(7)).to_have_text("")
 
 
 def test_the_curve_tells_its_numbers(browser: Browser, theatre: Theatre) -> None:

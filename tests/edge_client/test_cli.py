@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from coppice.domain import TaskKind
+from coppice.domain import Forecast, RoundReport, TaskKind
 from coppice.method import Local, Task
 from coppice.model_file import load_model, read_info
 from edge_client import cli, commands
@@ -27,6 +28,19 @@ __all__ = ["local", "ready"]
 
 ROOT = Path(__file__).parents[2]
 NAMED = Status(pid=7, server="host:1", name="kitchen", run="tiny", round_number=3, phase="training")
+
+REPORT = RoundReport(
+    round_number=2,
+    steps=12,
+    density=0.25,
+    download_seconds=0.5,
+    compute_seconds=12.2,
+    upload_seconds=0.8,
+    peak_bytes=312_000_000,
+    budget_bytes=400_000_000,
+    bound_by="a limit",
+    forecast=Forecast(0.2, 11.5, 1.2, 300_000_000, "memory"),
+)
 
 
 def run(*arguments: str | Path) -> int:
@@ -158,6 +172,34 @@ def test_status_of_a_running_client(
     plain = json.loads(capsys.readouterr().out)
     assert plain["running"] is True
     assert (plain["run"], plain["phase"], plain["round_number"]) == ("tiny", "training", 3)
+
+
+def test_status_tells_of_the_last_round(
+    folder: StateFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    StatusFile(folder.status, replace(NAMED, last_round=REPORT))
+    with folder.locked():
+        run("status", "--state", folder.path)
+        assert capsys.readouterr().out.splitlines()[-3:] == [
+            "last     round 2: 12 steps, prune ratio 75.0 % (memory-bound)",
+            "time     down 0.5 s (0.2 s predicted), compute 12.2 s (11.5 s predicted), "
+            "up 0.8 s (1.2 s predicted)",
+            "memory   312.0 MB of memory (300.0 MB predicted, 400.0 MB allowed), by a limit",
+        ]
+        run("status", "--state", folder.path, "--json")
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["last_round"] == asdict(REPORT)
+
+
+def test_status_of_a_round_without_predictions(
+    folder: StateFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    StatusFile(folder.status, replace(NAMED, last_round=replace(REPORT, forecast=None)))
+    run("status", "--state", folder.path)
+    text = capsys.readouterr().out
+    assert "predicted" not in text
+    assert "prune ratio 75.0 %\n" in text
+    assert "312.0 MB of memory (400.0 MB allowed)" in text
 
 
 def test_status_of_a_client_that_ended(

@@ -12,7 +12,7 @@ from coppice.domain import Capability
 from coppice.errors import TaskAbandoned
 from edge_client import meter
 from edge_client.limits import MemoryBudget
-from edge_client.meter import Meter, capability
+from edge_client.meter import Laps, Meter, capability
 from edge_client.processor import Heat, ProcessorShare, processor_share
 
 
@@ -31,10 +31,55 @@ def test_steps_are_counted_timed_and_told() -> None:
     assert meter.seconds_per_step == pytest.approx(0.5)
 
 
-def test_peak_is_memory_of_this_process() -> None:
+@pytest.fixture(params=["told", "hidden"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether the kernel tells the peak."""
+
+    def refuse() -> None:
+        raise PermissionError("read-only file system")
+
+    if request.param == "hidden":
+        monkeypatch.setattr(meter, "forget_peak", refuse)
+    return str(request.param)
+
+
+def test_peak_is_memory_of_this_process(kernel: str) -> None:
     meter = Meter(ignore)
     meter.step_done()
     assert 2**20 < meter.peak_resident_bytes < psutil.virtual_memory().total
+
+
+def test_peak_stays_when_the_memory_is_gone(kernel: str) -> None:
+    meter = Meter(ignore)
+    before = meter.peak_resident_bytes
+    held = b"x" * 2**26
+    meter.step_done()
+    del held
+    assert meter.peak_resident_bytes > before + 2**25
+
+
+def test_peak_between_two_steps_is_seen_where_the_kernel_tells() -> None:
+    meter = Meter(ignore)
+    before = meter.peak_resident_bytes
+    meter.step_done()
+    held = b"x" * 2**26
+    del held
+    meter.step_done()
+    assert meter.peak_resident_bytes > before + 2**25
+
+
+def test_peak_of_an_earlier_task_is_forgotten(kernel: str) -> None:
+    first = Meter(ignore)
+    held = b"x" * 2**26
+    first.step_done()
+    del held
+    high = first.peak_resident_bytes
+    assert Meter(ignore).peak_resident_bytes < high - 2**25
+
+
+def test_laps_follow_each_other() -> None:
+    laps = Laps(clock=iter([10.0, 10.5, 12.5]).__next__)
+    assert [laps.lap(), laps.lap()] == [0.5, 2.0]
 
 
 def test_abandoned_task_ends_at_its_next_step() -> None:

@@ -16,6 +16,7 @@ from coppice.wire.codec import workload_to_json
 from edge_client.meter import Meter
 from edge_client.model_keeper import SAVE_EVERY_SECONDS, ModelKeeper
 from edge_client.ready import ReadyRun, get_ready
+from edge_client.state_folder import StateFolder
 from tests.edge_client.fake_server import WORKLOAD, model_payload, run_key
 from tests.edge_client.test_meter import ignore
 from tests.edge_client.test_status import Clock
@@ -24,7 +25,7 @@ from tests.edge_client.test_status import Clock
 @pytest.fixture
 def ready(data: Path, tmp_path: Path) -> ReadyRun:
     offer = pb.RunOffer(run_id=1, run_key=run_key(1), workload_json=workload_to_json(WORKLOAD))
-    return get_ready(offer, ClientId("kitchen"), data, None, tmp_path / "private", True)
+    return get_ready(offer, ClientId("kitchen"), data, None, StateFolder(tmp_path), True)
 
 
 @pytest.fixture

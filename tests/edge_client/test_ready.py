@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from coppice.app import make_app
 from coppice.data import split
-from coppice.domain import Capability, ClientId, TaskKind, Workload, derive_seed
+from coppice.domain import Capability, ClientId, MethodSpec, TaskKind, Workload, derive_seed
 from coppice.errors import InvalidMessage
 from coppice.method import Local, Task
 from coppice.wire import coordination_pb2 as pb
@@ -17,6 +18,7 @@ from coppice.wire.chunks import blob_ref
 from coppice.wire.codec import workload_to_json
 from edge_client.meter import Meter
 from edge_client.ready import ReadyRun, get_ready
+from edge_client.state_folder import StateFolder
 from tests.edge_client.conftest import ThreadedDevice
 from tests.edge_client.fake_server import (
     PATIENCE_SECONDS,
@@ -55,13 +57,13 @@ def own_app(tmp_path: Path) -> Path:
 
 def prepare(
     data: Path,
-    private: Path,
+    state: Path,
     workload: Workload = WORKLOAD,
     key: str = "1-0123456789abcdef",
     app: Path | None = None,
 ) -> ReadyRun:
     offer = pb.RunOffer(run_id=1, run_key=key, workload_json=workload_to_json(workload))
-    return get_ready(offer, KITCHEN, data, app, private, True)
+    return get_ready(offer, KITCHEN, data, app, StateFolder(state), True)
 
 
 def local_of(ready: ReadyRun, round_number: int = 1) -> Local:
@@ -86,7 +88,7 @@ def test_chance_comes_from_the_seed_the_name_and_the_round(data: Path, tmp_path:
 def test_runs_keep_their_private_states_apart(data: Path, tmp_path: Path) -> None:
     keys = ["1-0123456789abcdef", "1-123456789abcdef0", "2-0123456789abcdef"]
     for key in keys:
-        private = prepare(data, tmp_path / "private", key=key).private
+        private = prepare(data, tmp_path, key=key).private
         private.stage({"run": 1})
         private.write()
     names = sorted(path.name for path in (tmp_path / "private").iterdir())
@@ -96,13 +98,14 @@ def test_runs_keep_their_private_states_apart(data: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("key", ["", "1", "../1-0123456789abcdef", "1-0123456789abcdef/.."])
 def test_key_of_a_run_cannot_name_another_folder(data: Path, tmp_path: Path, key: str) -> None:
     with pytest.raises(InvalidMessage, match="a run's key is"):
-        prepare(data, tmp_path / "private", key=key)
+        prepare(data, tmp_path, key=key)
     assert not (tmp_path / "private").exists()
 
 
 def test_workload_that_cannot_be_read_is_an_error(data: Path, tmp_path: Path) -> None:
+    offer = pb.RunOffer(run_id=1, workload_json="{}")
     with pytest.raises(InvalidMessage):
-        get_ready(pb.RunOffer(run_id=1, workload_json="{}"), KITCHEN, data, None, tmp_path, True)
+        get_ready(offer, KITCHEN, data, None, StateFolder(tmp_path), True)
 
 
 def test_evaluation_is_on_what_is_held_out(data: Path, tmp_path: Path) -> None:
@@ -132,3 +135,17 @@ def test_device_trains_its_own_app(
     assert life.result(PATIENCE_SECONDS) == 0
     assert {poll.app_digest for poll in server.of("PollTask")} == {digest}
     assert server.pushed[0][0].num_examples == 30
+
+
+def test_costs_are_kept_where_the_method_goes_by_them(data: Path, tmp_path: Path) -> None:
+    assert prepare(data, tmp_path).costs is None
+    settings = {"local_steps": 1, "mask_scope": "device"}
+    method = MethodSpec(name="prunefl", settings=settings)
+    ready = prepare(data, tmp_path, replace(WORKLOAD, method=method))
+    assert ready.costs is not None
+    assert local_of(ready).cost is None
+    ready.costs.probe(ready.half, local_of(ready), ready.workload)
+    cost = local_of(ready).cost
+    assert cost is not None
+    assert 0 < cost.limit_bytes < 2**60
+    assert cost.time.layers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from coppice.domain import Forecast, RoundReport
 from edge_client.status import Status, StatusFile, read_status
 
 START = Status(pid=7, server="host:1", name="kitchen")
@@ -57,10 +58,23 @@ def test_what_was_not_written_is_not_lost(tmp_path: Path) -> None:
     assert written.step == 5
 
 
+def test_last_round_is_read_as_it_was_written(tmp_path: Path) -> None:
+    file, _ = make(tmp_path / "status.json")
+    for forecast in (None, Forecast(0.25, 11.5, 1.25, 300, "memory")):
+        report = RoundReport(3, 12, 0.25, 0.5, 12.25, 0.75, 312, 400, "a limit", forecast)
+        file.update(last_round=report, phase=f"after {report.why}")
+        written = read_status(tmp_path / "status.json")
+        assert written is not None
+        assert written.last_round == report
+
+
 def test_missing_or_damaged_status_is_none(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
     assert read_status(path) is None
     path.write_text('{"pid": 1')
     assert read_status(path) is None
     path.write_text("[]")
+    assert read_status(path) is None
+    make(path)
+    path.write_text(path.read_text().replace('"last_round": null', '"last_round": {"steps": 1}'))
     assert read_status(path) is None

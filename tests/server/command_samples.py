@@ -36,6 +36,30 @@ LEDGER = {
     "outcome": "counted",
     "num_examples": 60,
 }
+REPORT = {
+    "report_id": 5,
+    "run_id": 3,
+    "client_id": "pi",
+    "received_at": 1e9,
+    "report": {
+        "round_number": 12,
+        "steps": 40,
+        "density": 0.25,
+        "download_seconds": 0.5,
+        "compute_seconds": 12.0,
+        "upload_seconds": 0.75,
+        "peak_bytes": 312_000_000,
+        "budget_bytes": 400_000_000,
+        "bound_by": "memory.max of /coppice",
+        "forecast": {
+            "download_seconds": 0.25,
+            "compute_seconds": 11.5,
+            "upload_seconds": 1.25,
+            "peak_bytes": 305_000_000,
+            "why": "memory",
+        },
+    },
+}
 
 
 class Api:

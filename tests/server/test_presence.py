@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from coppice.domain import ClientId
+from coppice.domain import Capability, ClientId
 from server.presence import SUSPECT_SECONDS, Presence
 from server.records import LiveClient
 
@@ -152,3 +152,21 @@ def test_each_client_has_its_own_silence(presence: Presence, clock: Clock) -> No
         "pi": "suspect",
         "other": "idle",
     }
+
+
+def test_what_a_client_has_is_what_it_told_last(presence: Presence) -> None:
+    assert presence.capability(PI) is None
+    presence.saw(PI)
+    assert presence.capability(PI) is None
+    for memory_bytes in (1000, 900):
+        capability = Capability(memory_bytes, 1, "aarch64")
+        presence.told(PI, capability)
+        presence.left(PI)
+        assert presence.capability(PI) == capability
+
+
+def test_to_tell_is_a_sign_of_life(presence: Presence, clock: Clock) -> None:
+    presence.saw(PI)
+    clock.now += 500
+    presence.told(PI, Capability(1000, 1, "aarch64"))
+    assert live(presence).presence == "idle"

@@ -10,7 +10,7 @@ import pytest
 from server import run_commands
 from server.cli import main
 from server.printing import moment
-from tests.server.command_samples import LEDGER, ROUND, RUN, Api
+from tests.server.command_samples import LEDGER, REPORT, ROUND, RUN, Api
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def show(api: Api, **run: object) -> None:
             {"round_number": 12, "where": "clients", "metrics": {"accuracy": 0.25}},
         ],
         "/runs/3/ledger": [LEDGER],
+        "/runs/3/reports?newest=true&limit=1000": [],
     }
 
 
@@ -98,6 +99,19 @@ class TestShow:
         assert main(["run", "show", "3"]) == 0
         assert capsys.readouterr().out.splitlines()[-1].endswith("kB")
 
+    def test_tells_what_rounds_took_on_each_device(
+        self, api: Api, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        show(api)
+        api.answers["/runs/3/reports?newest=true&limit=1000"] = [REPORT]
+        main(["run", "show", "3"])
+        assert capsys.readouterr().out.splitlines()[-1].split() == [
+            "pi", "1", "40", "75.0", "%", "memory-bound", "0.50", "12.00", "0.75", "13.25",
+            "13.00", "312.0", "MB", "305.0", "MB", "400.0", "MB",
+        ]  # fmt: skip
+        main(["run", "show", "3", "--json"])
+        assert json.loads(capsys.readouterr().out)["reports"] == [REPORT]
+
     def test_ledger_is_shown_when_asked_for(
         self, api: Api, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -111,7 +125,7 @@ class TestShow:
         show(api)
         main(["run", "show", "3", "--json", "--ledger"])
         shown = json.loads(capsys.readouterr().out)
-        assert set(shown) == {"run", "rounds", "evaluations", "ledger"}
+        assert set(shown) == {"run", "rounds", "evaluations", "reports", "ledger"}
         main(["run", "show", "3", "--json"])
         assert "ledger" not in json.loads(capsys.readouterr().out)
 

@@ -36,7 +36,7 @@ export function svg(name, attributes, text) {
 const FEW_ROWS = 15;
 const unfolded = new Set();
 
-/** A table; a cell is a text or {text, class, link}. The first column heads its row. */
+/** A table; a cell is a text or {text, class, link, title, note, bar}. The first column heads its row. */
 export function drawTable(id, columns, rows, none) {
   const redraw = () => drawTable(id, columns, rows, none);
   const all = unfolded.has(id);
@@ -63,9 +63,24 @@ function tableCell(item, column, place) {
   return place === 0 ? cell("th", { scope: "row", ...facts, class: classes }) : cell("td", { ...facts, class: classes });
 }
 
-function cell(name, { text, class: classes, scope, link }) {
+function cell(name, { text, class: classes, scope, link, title, note, bar }) {
   const made = element(name, scope ? { scope } : {}, link ? element("a", { href: link }, text) : text);
   made.className = classes ?? "";
+  if (title) made.setAttribute("title", title);
+  if (note) made.append(element("small", {}, note));
+  if (bar) made.append(stacked(bar));
+  return made;
+}
+
+/** Parts of a whole as a bar. */
+function stacked(parts) {
+  const made = svg("svg", { class: "bar", viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true" });
+  const whole = parts.reduce((sum, part) => sum + part, 0) || 1;
+  let x = 0;
+  for (const [place, part] of parts.entries()) {
+    made.append(svg("rect", { class: `part-${place}`, x, y: 0, width: part / whole, height: 1 }));
+    x += part / whole;
+  }
   return made;
 }
 

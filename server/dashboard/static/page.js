@@ -1,6 +1,7 @@
 // The page, section by section.
 
 import { drawChart } from "./chart.js";
+import { drawClients } from "./clients.js";
 import { byId, drawTable, element, number, setText, whenChanged } from "./elements.js";
 import { known, last, now, run } from "./known.js";
 import { keepUp } from "./live.js";
@@ -131,42 +132,6 @@ function drawRounds(shown) {
     ],
   }));
   drawTable("rounds-table", [{ text: "Round" }, { text: "State" }, ...names.map(number)], rows.reverse(), "No round yet.");
-}
-
-const PRESENCES = ["working", "idle", "suspect", "lost", "left"];
-
-function drawClients() {
-  const order = (client) => PRESENCES.indexOf(client.presence);
-  const clients = [...known.clients].sort((a, b) => order(a) - order(b) || a.client_id.localeCompare(b.client_id));
-  const counts = PRESENCES.map((presence) => [clients.filter((client) => client.presence === presence).length, presence])
-    .filter(([count]) => count > 0)
-    .map(([count, presence]) => `${count} ${presence}`);
-  const { refusals } = known.status;
-  setText("clients-about", [...counts, `${refusals} ${refusals === 1 ? "call" : "calls"} refused since the server started`].join(" · "));
-  const columns = [
-    { text: "Name" }, { text: "Presence" }, { text: "Labels" },
-    number("Steps"), number("Memory in use"), number("Memory allowed"), number("Refused"), number("Last seen"),
-  ];
-  const rows = clients.map((client) => ({
-    cells: [
-      { text: client.client_id, class: "text" },
-      { text: client.presence + (client.presence === "left" && client.left_reason ? `: ${client.left_reason}` : ""),
-        class: `state ${client.presence}` },
-      { text: Object.entries(client.labels).map(([key, item]) => `${key}=${item}`).join(", "), class: "text" },
-      client.presence === "working" ? String(client.live.steps_done) : "",
-      client.live?.resident_bytes ? bytes(client.live.resident_bytes) : "",
-      bytes(client.capability.memory_bytes),
-      String(client.refusals),
-      lastSeen(client),
-    ],
-  }));
-  drawTable("clients-table", columns, rows, "No device has joined yet: fedclient join HOST:PORT --data PATH");
-}
-
-function lastSeen(client) {
-  if (client.left_at !== null) return clock(client.left_at);
-  if (client.live === null) return "before the restart";
-  return client.live.seconds_silent < 5 ? "now" : `${duration(client.live.seconds_silent)} ago`;
 }
 
 function drawRuns() {

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 import uvicorn
 
-from coppice.domain import Capability, ClientId, Metrics, TaskKind
+from coppice.domain import Capability, ClientId, Forecast, Metrics, RoundReport, TaskKind
 from coppice.tensors import DTYPES
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire import payload as wire
@@ -78,6 +78,22 @@ def client(name: str, **fields: Any) -> ClientRecord:
         "refusals": 0,
     }
     return ClientRecord(**(record | fields))
+
+
+def report(task: TaskRecord) -> RoundReport:
+    """What a device says of the round of a task: slower from round to round."""
+    return RoundReport(
+        round_number=task.round_number,
+        steps=task.round_number + 10,
+        density=0.25,
+        download_seconds=0.5,
+        compute_seconds=12.0 + task.round_number,
+        upload_seconds=0.75,
+        peak_bytes=312_000_000,
+        budget_bytes=400_000_000,
+        bound_by="memory.max of /coppice",
+        forecast=Forecast(0.25, 11.5, 1.25, 305_000_000, "memory"),
+    )
 
 
 def measured(task: TaskRecord) -> Metrics:
@@ -149,10 +165,11 @@ class Stage:
                         return
 
     async def _work(self, record: ClientRecord) -> None:
-        run_key = ""
+        run_key, last = "", None
         while True:
-            check_in = CheckIn(record.client_id, run_key, 10, CAPABILITY, "", None)
-            match await self.coordinator.poll(check_in):
+            check_in = CheckIn(record.client_id, run_key, 10, record.capability, "", None, last)
+            answer, last = await self.coordinator.poll(check_in), None
+            match answer:
                 case OpenRun(run):
                     run_key = run.key
                 case EndedRun():
@@ -160,6 +177,7 @@ class Stage:
                 case TaskRecord() as task:
                     await self.turns.acquire()
                     await self._answer(record.client_id, task)
+                    last = report(task) if task.kind is TaskKind.TRAIN else None
 
     async def _answer(self, client_id: ClientId, task: TaskRecord) -> None:
         payload = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,19 @@ import pytest
 
 from coppice.domain import ClientId
 from coppice.errors import NotJoined
-from tests.server.dashboard.stage import PATIENCE_SECONDS, RUN_FILE, SPEC, Stage, client
+from coppice.tree import to_plain
+from tests.server.dashboard.stage import (
+    CAPABILITY,
+    PATIENCE_SECONDS,
+    RUN_FILE,
+    SPEC,
+    Stage,
+    client,
+)
 
 Play = Callable[[Stage, httpx.AsyncClient], Awaitable[None]]
 
-OF_A_RUN = ["", "/rounds", "/evaluations", "/ledger", "/log", "/model"]
+OF_A_RUN = ["", "/rounds", "/evaluations", "/ledger", "/reports", "/log", "/model"]
 
 
 @contextlib.asynccontextmanager
@@ -139,6 +147,42 @@ def test_a_client_comes_with_its_presence(tmp_path: Path) -> None:
         assert clients["gone"]["left_reason"] == "switched off"
         assert clients["not-seen-since"]["live"] is None
         assert (await got(api, "/status"))["refusals"] == 1
+
+    play(tmp_path, scene)
+
+
+def test_a_client_comes_with_what_it_has_and_what_its_last_round_took(tmp_path: Path) -> None:
+    async def scene(stage: Stage, api: httpx.AsyncClient) -> None:
+        run_id = await run_to_its_end(stage, api)
+        now = replace(CAPABILITY, memory_bytes=7, memory_bound_by="memory.max of /x")
+        stage.resources.presence.told(ClientId("pi-1"), now)
+        await stage.coordinator.join(client("new"))
+        clients = {item["client_id"]: item for item in await got(api, "/clients")}
+        assert clients["pi-1"]["capability"] == to_plain(now)
+        assert clients["pi-2"]["capability"] == to_plain(CAPABILITY)
+        assert clients["new"]["last_round"] is None
+        last = clients["pi-1"]["last_round"]
+        assert (last["run_id"], last["client_id"]) == (run_id, "pi-1")
+        assert last["report"]["round_number"] == 4
+        assert last["report"]["compute_seconds"] == 16.0
+        assert last["report"]["forecast"]["why"] == "memory"
+
+    play(tmp_path, scene)
+
+
+def test_what_rounds_took_can_be_exported(tmp_path: Path) -> None:
+    async def scene(stage: Stage, api: httpx.AsyncClient) -> None:
+        run_id = await run_to_its_end(stage, api)
+        path = f"/runs/{run_id}/reports"
+        reports = await got(api, path)
+        rounds = sorted((item["client_id"], item["report"]["round_number"]) for item in reports)
+        assert rounds == [(f"pi-{n}", number) for n in (1, 2, 3) for number in (1, 2, 3, 4)]
+        assert reports[0]["report"]["budget_bytes"] == 400_000_000
+        assert reports[0]["report"]["density"] == 0.25
+        first = reports[0]["report_id"]
+        assert await got(api, f"{path}?after={first}&limit=2") == reports[1:3]
+        assert await got(api, f"{path}?newest=true&limit=2") == reports[-2:]
+        assert (await api.get(f"/api{path}?limit=1001")).status_code == 422
 
     play(tmp_path, scene)
 
