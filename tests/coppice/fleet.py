@@ -30,6 +30,7 @@ from coppice.wire.codec import plain_from_json
 from coppice.wire.exchange import EncodedTask, TaskEncoder, encode_update
 from coppice.wire.header import largest_size_bytes
 from coppice.wire.payload import check, decode, encode
+from tests.coppice.costs import device_cost
 from tests.coppice.toys import CAPABILITY, ToyApp, examples, local, with_buffers
 
 _TRAINING: Mapping[str, Any] = {"local_steps": 2, "batch_size": 4}
@@ -61,6 +62,15 @@ _CASES: Mapping[str, MethodSpec] = {
             "initial_passes": 0,
             "importance": "every_round",
             "regrow": "stale",
+        },
+    ),
+    "prunefl, a mask for each device": MethodSpec(
+        name="prunefl",
+        settings={
+            **_TRAINING,
+            "initial_passes": 0,
+            "reconfigure_every": 2,
+            "mask_scope": "device",
         },
     ),
     "iterative": MethodSpec(
@@ -123,6 +133,8 @@ class Fleet:
             client_id=client_id,
             private=self.privates[client_id],
             seed=derive_seed(self.seed, client_id, round_number),
+            # Each next device is twice as slow.
+            cost=device_cost(build_model(self.app, 0), slowness=2.0**number),
             **fields,
         )
 

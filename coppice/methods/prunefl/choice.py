@@ -184,8 +184,12 @@ def _snapped(options: Options, previous: Choice) -> Counts:
 def _why(paths: Paths, best: Choice, pace: float) -> Why:
     options = paths.options
     most = options.base_gain + float(options.gains_lp[:, -1].sum())
-    if best.gain >= (1 - _ROUNDING) * most:
-        return "capped"
+    everything = options.kept(np.full(len(options.names), options.kept_lp.shape[1] - 1))
+    # Before anything was measured nothing gains anything.
+    if best.kept == everything or (most > 0 and best.gain >= (1 - _ROUNDING) * most):
+        return "capped" if best.steps == paths.max_steps else "pace"
+    if options.cost.time.seconds(everything, paths.max_steps) <= pace:
+        return "memory"
     if options.may_lack_memory:
         unlimited = replace(options, cost=replace(options.cost, limit_bytes=MOST_BYTES))
         without = _best(Paths(unlimited, paths.max_steps), pace)

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 
 import torch
 from torch import Tensor, nn
 
+from coppice.app import bare_model
 from coppice.domain import derive_seed
 from coppice.kernels.stepping import Watch
-from coppice.method import Local, Task, Update
+from coppice.masks import prunable_names
+from coppice.method import Choice, Local, Task, Update
+from coppice.methods.prunefl.choice import Choice as DeviceChoice
+from coppice.methods.prunefl.choice import choose, obstacle
 from coppice.methods.prunefl.settings import Settings
+from coppice.methods.prunefl.terms import (
+    DECLINED,
+    cost_to_tensors,
+    no_cost,
+    terms_from_payload,
+)
 from coppice.model_client import ModelClient
 from coppice.sparse import Item, Mask, SparseTensor
-from coppice.tensors import masks_of, weight_group
+from coppice.tensors import Payload, masks_of, weight_group
+
+#: Longer than any round.
+_NO_PACE = 1e9
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,13 @@ class Buffer:
     mass: float
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What the device did last; stays on it."""
+
+    choice: DeviceChoice
+
+
 class Client(ModelClient):
     """Jiang et al. 2022; which gradients are squared when follows the released code."""
 
@@ -35,16 +56,67 @@ class Client(ModelClient):
         super().__init__(settings)
         self._settings = settings
 
+    @property
+    def goes_by_cost(self) -> bool:
+        """Where each device has a mask of its own."""
+        return self._settings.mask_scope == "device"
+
+    def prunable(self, model: nn.Module) -> list[str]:
+        """All but what the run keeps dense."""
+        return prunable_names(model, self._settings.keep_dense)
+
+    def choose(self, terms: Payload, local: Local) -> Choice:
+        """Steps and counts by what this device has measured of itself; all before it has."""
+        offered = terms_from_payload(terms)
+        profile, cost = offered.profile, local.cost
+        if cost is None:
+            kept = {name: layer.kept[-1] for name, layer in profile.layers.items()}
+            return {"steps": offered.max_steps, "kept": kept, "reports": True, "why": "capped"}
+        pace = offered.pace_seconds or _NO_PACE
+        previous = local.private.read(Chosen)
+        chosen = choose(
+            profile, cost, pace, offered.max_steps, previous.choice if previous else None
+        )
+        if chosen is None:
+            return {DECLINED: obstacle(profile, cost, pace)}
+        local.private.stage(Chosen(chosen))
+        return {
+            "steps": chosen.steps,
+            "kept": dict(chosen.kept),
+            "reports": chosen.peak_bytes + self._report_bytes(local) <= cost.limit_bytes,
+            "why": chosen.why,
+        }
+
+    def _report_bytes(self, local: Local) -> int:
+        """What a report of importance takes beside training, at most."""
+        model = bare_model(local.app, local.seed)
+        sizes = [model.get_parameter(name).numel() for name in self.prunable(model)]
+        # Squares and what is sent of them, of all layers; one gradient at a time.
+        return _FLOAT_BYTES * (2 * sum(sizes) + max(sizes, default=0))
+
     def run(self, task: Task, local: Local) -> Update:
         """Train; report importance when the task asks for it."""
         masks = masks_of(weight_group(task.payload, "parameters"))
         if "passes" in task.settings:
             return self._prune_initially(task, local, masks)
+        if "steps" in task.settings:
+            return self._train_own_part(task, local, masks)
         if self._settings.importance == "every_round":
             return self._train_and_sum(task, local, masks)
         if task.settings["report"]:
             return self._train_and_square_last(task, local, masks)
         return super().run(task, local)
+
+    def _train_own_part(self, task: Task, local: Local, masks: Mapping[str, Mask]) -> Update:
+        """Train what this device chose, and say what rounds cost it."""
+        known = no_cost(list(masks))
+        if local.cost is not None and local.cost.time.layers.keys() == masks.keys():
+            known = cost_to_tensors(local.cost)
+        if task.settings["report"]:
+            update = self._train_and_square_last(task, local, masks)
+        else:
+            update = super().run(task, local)
+        return replace(update, payload={**update.payload, "cost": known})
 
     def _prune_initially(self, task: Task, local: Local, masks: Mapping[str, Mask]) -> Update:
         """Passes over a few fixed batches, squaring every step's gradients of kept weights."""

@@ -13,14 +13,16 @@ from coppice.domain import ClientId, Metrics, Participant
 from coppice.errors import RunFileError
 from coppice.masks import density, full_masks, masked, prunable_names, remask, sparse_weights
 from coppice.method import InitContext, ServerHalf, Task, Update
+from coppice.methods.prunefl.device_scope import DeviceScope, FleetState, new_fleet
 from coppice.methods.prunefl.importance import Importance, Tally
 from coppice.methods.prunefl.initial import InitialPruning, has_settled
 from coppice.methods.prunefl.reconfigure import prune_share, reconfigure
 from coppice.methods.prunefl.settings import Settings
+from coppice.methods.prunefl.terms import terms_to_payload
 from coppice.methods.prunefl.timing import Timing
 from coppice.model_server import MeanUpdate, first_model, training_task
 from coppice.sparse import Item, Mask, SparseTensor
-from coppice.tensors import Weights, add, buffers_of, masks_of, parameters_of
+from coppice.tensors import Payload, Weights, add, buffers_of, masks_of, parameters_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class State:
     rounds: int = 0
     #: With regrow = "stale", the last value of every weight that was ever pruned.
     stale: Mapping[str, Tensor] = field(default_factory=dict)
+    #: With a mask for each device, once initial pruning is over.
+    fleet: FleetState | None = None
 
 
 class Server(ServerHalf[State]):
@@ -47,6 +51,7 @@ class Server(ServerHalf[State]):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._scope = DeviceScope(settings) if settings.mask_scope == "device" else None
 
     def init(self, context: InitContext) -> State:
         """The first model, everything kept that is not pruned already."""
@@ -55,11 +60,18 @@ class Server(ServerHalf[State]):
         self._check_round_time(names)
         # A warm start that was pruned goes on from its masks.
         masks = full_masks(model, names) | masks_of(context.warm_start or {})
-        return State(
+        first = State(
             parameters=masked(parameters_of(model), masks),
             buffers=buffers_of(model),
             initial=InitialPruning() if self._settings.initial_passes else None,
         )
+        return first if first.initial is not None else self._with_fleet(first, None)
+
+    def terms(self, state: State, round_number: int) -> Payload | None:
+        """What devices choose from, where each has a mask of its own."""
+        if state.fleet is None or self._scope is None:
+            return None
+        return terms_to_payload(self._scope.terms(state.fleet))
 
     def reserved_for(self, state: State, round_number: int) -> ClientId | None:
         """The client that the settings name for initial pruning."""
@@ -73,10 +85,12 @@ class Server(ServerHalf[State]):
             chosen = state.initial.next_client(self._settings.initial_client, cohort, round_number)
             return {chosen: self._initial_task(state, state.initial, round_number)}
         report = self._is_due(state)
-        settings = {
-            "learning_rate": self._settings.learning_rate_in(state.rounds + 1),
-            "report": report,
-        }
+        rate = self._settings.learning_rate_in(state.rounds + 1)
+        if state.fleet is not None and self._scope is not None:
+            return self._scope.plan(
+                state.parameters, state.buffers, state.fleet, cohort, round_number, rate, report
+            )
+        settings = {"learning_rate": rate, "report": report}
         more = self._reported(state) if report else {}
         task = training_task(state.parameters, state.buffers, round_number, settings, more)
         return {participant.client_id: task for participant in cohort}
@@ -87,6 +101,8 @@ class Server(ServerHalf[State]):
         """Move the kept weights by the mean delta, then reconfigure if it is due."""
         settings = self._settings
         due = state.initial is None and self._is_due(state)
+        if state.fleet is not None:
+            return self._aggregate_fleet(state, state.fleet, updates, due)
         mean, tally = MeanUpdate(), Tally(state.importance, state.parameters)
         seen: list[Update] = []
         for update in updates:
@@ -119,6 +135,35 @@ class Server(ServerHalf[State]):
         """The one global model."""
         return {"global": dict(state.parameters) | dict(state.buffers)}
 
+    # ---- a mask for each device ----
+
+    def _aggregate_fleet(
+        self, state: State, fleet: FleetState, updates: Iterable[Update], due: bool
+    ) -> tuple[State, Metrics]:
+        assert self._scope is not None
+        rate = self._settings.learning_rate_in(state.rounds + 1)
+        rounds = state.rounds + 1
+        done = self._scope.aggregate(
+            state.parameters, state.buffers, fleet, updates, rate, rounds, due
+        )
+        if done is None:
+            return state, {}
+        parameters, buffers, fleet, metrics = done
+        moved = replace(state, parameters=parameters, buffers=buffers, fleet=fleet, rounds=rounds)
+        return moved, metrics
+
+    def _with_fleet(self, state: State, tally: Tally | None) -> State:
+        """The state once there are rounds of all clients."""
+        if self._scope is None:
+            return state
+        weights = sparse_weights(state.parameters)
+        if tally is not None:
+            importance, base = tally.importance()
+        else:
+            importance = {name: torch.zeros(item.shape) for name, item in weights.items()}
+            base = 0.0
+        return replace(state, fleet=new_fleet(state.parameters, importance, base))
+
     # ---- initial pruning ----
 
     def _initial_task(self, state: State, initial: InitialPruning, round_number: int) -> Task:
@@ -150,7 +195,8 @@ class Server(ServerHalf[State]):
         if passes >= settings.initial_passes or has_settled(
             densities, settings.settled_times, settings.settled_within
         ):
-            return replace(state, initial=None, importance=Importance())
+            over = replace(state, initial=None, importance=Importance())
+            return self._with_fleet(over, tally)
         return replace(state, initial=replace(initial, passes=passes, densities=densities))
 
     # ---- reconfiguration ----

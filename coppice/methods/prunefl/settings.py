@@ -53,6 +53,18 @@ class Settings(LocalTraining):
     #: What a round takes on the slowest client; by default this is measured.
     round_time: RoundTime | None = None
 
+    #: One mask for all devices, as in the paper, or to each device its own, which it chooses by
+    #: what it measured of itself: all of them cuts of one order, and rounds of one pace.
+    mask_scope: Literal["global", "device"] = "global"
+    #: With a mask for each device: whether rounds last long enough for all of them to take part, or
+    #: who cannot keep the pace sits out.
+    include: Literal["all", "quorum"] = "all"
+    #: What becomes of a weight that not all devices of a round hold: its mean over those that do,
+    #: or over all, as if the others had not changed it.
+    absent: Literal["skip", "zero"] = "skip"
+    #: With absent = "skip", who holds a weight counts for this share of the round at least.
+    least_share: Annotated[float, Ge(0), Le(1)] = 0.0
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.importance == "every_round" and not self.is_plain:
@@ -66,11 +78,26 @@ class Settings(LocalTraining):
                 'importance = "every_round" divides by the learning rate, which schedule = '
                 '"cosine" takes to 0: choose another schedule, or importance = "last_step"'
             )
-        if 0 < self.prune_share < 1 - self.sparse_below:
+        if self.mask_scope == "device":
+            self._check_device_scope()
+        elif 0 < self.prune_share < 1 - self.sparse_below:
             raise ValueError(
                 f"prune_share is {self.prune_share}: no mask would get as sparse as sparse_below "
                 f"({self.sparse_below}), so nothing would ever be pruned"
             )
+
+    def _check_device_scope(self) -> None:
+        if self.local_steps is None or self.local_steps < 1:
+            raise ValueError('mask_scope = "device" needs local_steps of 1 or more')
+        if self.importance != "last_step":
+            raise ValueError('mask_scope = "device" needs importance = "last_step"')
+        if self.round_time is not None or self.max_density is not None:
+            raise ValueError(
+                'mask_scope = "device" goes by what devices measure: leave out round_time and '
+                "max_density"
+            )
+        if self.regrow != "zero":
+            raise ValueError('mask_scope = "device" needs regrow = "zero"')
 
     def check_wire(self, wire: WireSpec) -> None:
         """ValueError when gradients would be read off rounded updates."""

@@ -1,0 +1,275 @@
+"""PruneFL where each device has a mask of its own: all of them cuts of one order, at one pace."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from coppice.device_cost import DeviceCost
+from coppice.domain import ClientId, Metrics, Participant
+from coppice.masks import density, remask, sparse_weights
+from coppice.method import Task, Update
+from coppice.methods.prunefl.estimate import estimate
+from coppice.methods.prunefl.order import LayerOrder, cut, shared_order
+from coppice.methods.prunefl.pace import find_pace
+from coppice.methods.prunefl.profile import Profile, profile_of
+from coppice.methods.prunefl.reconfigure import prune_share
+from coppice.methods.prunefl.settings import Settings
+from coppice.methods.prunefl.terms import DECLINED, Terms, cost_from_tensors, no_cost
+from coppice.model_server import MeanUpdate, training_task
+from coppice.nova import NovaMean, accumulation_norm
+from coppice.sparse import Item, Mask, SparseTensor
+from coppice.tensors import Tensors, Weights, dense_group, masks_of, weight_group
+
+#: Local steps, kept weights of each parameter, and whether importance is reported.
+_Choice: TypeAlias = tuple[int, dict[str, int], bool]
+
+
+@dataclass(frozen=True)
+class FleetState:
+    """What devices choose from, and what they have said of themselves."""
+
+    order: Mapping[str, LayerOrder]
+    profile: Profile
+    #: Seconds that a round should take; 0 while no device has said what rounds cost it.
+    pace_seconds: float = 0.0
+    costs: Mapping[ClientId, DeviceCost] = field(default_factory=dict)
+    #: Examples that each of these has.
+    num_examples: Mapping[ClientId, int] = field(default_factory=dict)
+    #: Weights that each device kept last, by parameter.
+    kept: Mapping[ClientId, Mapping[str, int]] = field(default_factory=dict)
+
+
+def new_fleet(parameters: Weights, importance: Mapping[str, Tensor], base: float) -> FleetState:
+    """A fleet that knows nothing of its devices yet: their memory alone limits what they keep."""
+    # All that is there is the core: nothing has been measured yet that speaks against any of it.
+    order = shared_order(sparse_weights(parameters), importance, 0.0)
+    return FleetState(order, profile_of(order, importance, base))
+
+
+class DeviceScope:
+    """The rounds of a fleet."""
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.local_steps is not None
+        self._settings = settings
+        self._max_steps = settings.local_steps
+
+    def terms(self, fleet: FleetState) -> Terms:
+        """What devices choose from."""
+        return Terms(fleet.profile, fleet.pace_seconds, self._max_steps)
+
+    def plan(
+        self,
+        parameters: Weights,
+        buffers: Tensors,
+        fleet: FleetState,
+        cohort: Sequence[Participant],
+        round_number: int,
+        learning_rate: float,
+        report: bool,
+    ) -> dict[ClientId, Task]:
+        """Each device its own cut and number of steps; who declined is left out."""
+        choices = {
+            participant.client_id: self._valid(participant.choice, fleet.profile)
+            if participant.choice is not None
+            else self._as_before(participant.client_id, fleet)
+            for participant in cohort
+        }
+        payloads: dict[tuple[int, ...], Weights] = {}
+        tasks = {}
+        for client_id, choice in choices.items():
+            if choice is None:
+                continue
+            steps, kept, reports = choice
+            key = tuple(kept.values())
+            if key not in payloads:
+                payloads[key] = remask(parameters, cut(fleet.order, kept), {})
+            own = payloads[key]
+            more: dict[str, Mapping[str, Item]] = {"cost": no_cost(list(kept))}
+            if report and reports:
+                more |= _reported(own)
+            settings = {
+                "learning_rate": learning_rate, "steps": steps, "report": report and reports,
+            }  # fmt: skip
+            tasks[client_id] = training_task(own, buffers, round_number, settings, more)
+        return _sharing_payloads(tasks)
+
+    def _valid(self, choice: Mapping[str, Any], profile: Profile) -> _Choice | None:
+        """Steps, counts and whether importance is reported; a choice that is none is the least."""
+        least = {name: layer.kept[0] for name, layer in profile.layers.items()}
+        if DECLINED in choice:
+            return None
+        steps, kept = choice.get("steps"), choice.get("kept")
+        is_valid = (
+            isinstance(steps, int)
+            and 1 <= steps <= self._max_steps
+            and isinstance(kept, Mapping)
+            and kept.keys() == profile.layers.keys()
+            and all(kept[name] in layer.kept for name, layer in profile.layers.items())
+        )
+        if not is_valid:
+            return self._max_steps, least, False
+        assert isinstance(kept, Mapping)
+        counts = {name: int(kept[name]) for name in profile.layers}
+        return int(steps or 1), counts, choice.get("reports") is True
+
+    def _as_before(self, client_id: ClientId, fleet: FleetState) -> _Choice:
+        """Of a device that is to evaluate or keep the model: what it held last, or all."""
+        held = fleet.kept.get(client_id)
+        if held is None:
+            held = {name: layer.kept[-1] for name, layer in fleet.profile.layers.items()}
+        kept = {
+            name: min(max(layer.least, held[name]), layer.size)
+            for name, layer in fleet.order.items()
+        }
+        return self._max_steps, kept, False
+
+    def aggregate(
+        self,
+        parameters: Weights,
+        buffers: Tensors,
+        fleet: FleetState,
+        updates: Iterable[Update],
+        learning_rate: float,
+        rounds: int,
+        due: bool,
+    ) -> tuple[Weights, Tensors, FleetState, Metrics] | None:
+        """The next weights and fleet; None without an update that has any weight."""
+        settings = self._settings
+        deltas = NovaMean(settings.absent, settings.least_share)
+        rest, seen = MeanUpdate(), _Seen(fleet)
+        for update in updates:
+            steps = min(max(1, update.steps), self._max_steps)
+            norm = accumulation_norm(
+                steps, learning_rate, settings.momentum, settings.weight_decay, settings.proximal
+            )
+            deltas.add(weight_group(update.payload, "delta"), update.num_examples, norm)
+            seen.add(update)
+            rest.add(replace(update, payload={**update.payload, "delta": {}}))
+        delta = deltas.value()
+        if not delta:
+            return None
+        moved = _moved(parameters, delta)
+        fleet = replace(fleet, costs=seen.costs, num_examples=seen.num_examples, kept=seen.kept)
+        if due:
+            moved, fleet = self._reconfigured(moved, fleet, seen, rounds)
+        metrics = {
+            **rest.metrics(),
+            "density": density(masks_of(moved).values()),
+            "pace_seconds": fleet.pace_seconds,
+        }
+        return moved, rest.buffers(buffers), fleet, metrics
+
+    def _reconfigured(
+        self, parameters: Weights, fleet: FleetState, seen: _Seen, rounds: int
+    ) -> tuple[Weights, FleetState]:
+        settings = self._settings
+        if not seen.squares:
+            # Nobody had the memory to report: there is nothing to choose by.
+            return parameters, fleet
+        importance, base = seen.importance()
+        share = prune_share(rounds, settings.prune_share, settings.prune_half_life)
+        order = shared_order(sparse_weights(parameters), importance, share)
+        profile = profile_of(order, importance, base)
+        new = replace(fleet, order=order, profile=profile)
+        costs = {name: cost for name, cost in fleet.costs.items() if _fits(cost, profile)}
+        if not costs:
+            return parameters, new
+        shares = {name: float(fleet.num_examples[name]) for name in costs}
+        try:
+            pace = find_pace(profile, costs, shares, self._max_steps, settings.include)
+        except ValueError:
+            # None of these has the memory for the fewest weights: they decline by themselves.
+            return parameters, new
+        kept = {
+            name: max(choice.kept[name] for choice in pace.choices.values())
+            for name in profile.layers
+        }
+        return remask(parameters, cut(order, kept), {}), replace(new, pace_seconds=pace.seconds)
+
+
+class _Seen:
+    """What the updates of one round say beside the weights."""
+
+    def __init__(self, fleet: FleetState) -> None:
+        self.costs = dict(fleet.costs)
+        self.num_examples = dict(fleet.num_examples)
+        self.kept = dict(fleet.kept)
+        #: Sums of squared gradients times examples, float64, of every entry.
+        self.squares: dict[str, Tensor] = {}
+        self._masses: list[float] = []
+        self._base = 0.0
+
+    def add(self, update: Update) -> None:
+        masks = masks_of(weight_group(update.payload, "delta"))
+        self.kept[update.client_id] = {name: mask.count for name, mask in masks.items()}
+        cost = cost_from_tensors(dense_group(update.payload, "cost"))
+        if cost is not None:
+            self.costs[update.client_id] = cost
+            self.num_examples[update.client_id] = update.num_examples
+        if "importance" not in update.payload:
+            return
+        for name, item in dense_group(update.payload, "importance").items():
+            total = self.squares.setdefault(name, torch.zeros(item.shape, dtype=torch.float64))
+            total.add_(item.clamp(min=0))
+        self._base += max(0.0, float(dense_group(update.payload, "base")["importance"]))
+        self._masses.append(float(update.num_examples))
+
+    def importance(self) -> tuple[dict[str, Tensor], float]:
+        """G of every entry, float32, and of what is never pruned."""
+        mass = sum(self._masses)
+        prior = statistics.median(self._masses)
+        most = torch.finfo(torch.float32).max
+        found = {
+            name: estimate(sums, torch.full_like(sums, mass), prior)
+            .clamp(max=most)
+            .to(torch.float32)
+            for name, sums in self.squares.items()
+        }
+        return found, min(self._base / mass, most) if mass else 0.0
+
+
+def _moved(parameters: Weights, delta: Weights) -> Weights:
+    """The parameters plus the delta, on all that either of them has."""
+    moved: dict[str, Tensor | SparseTensor] = {}
+    for name, item in parameters.items():
+        change = delta[name]
+        if isinstance(item, SparseTensor):
+            assert isinstance(change, SparseTensor)
+            dense = item.dense()
+            dense.view(-1)[change.mask.positions] += change.values.to(item.dtype)
+            packed = item.mask.packed | change.mask.packed
+            moved[name] = SparseTensor.take(dense, Mask(item.shape, packed))
+        else:
+            assert isinstance(change, Tensor)
+            moved[name] = item + change.to(item.dtype)
+    return moved
+
+
+def _reported(weights: Weights) -> dict[str, Mapping[str, Item]]:
+    whole = {
+        name: torch.empty(item.shape, device="meta")
+        for name, item in sparse_weights(weights).items()
+    }
+    return {"importance": whole, "base": {"importance": torch.zeros((), dtype=torch.float64)}}
+
+
+def _fits(cost: DeviceCost, profile: Profile) -> bool:
+    return cost.time.layers.keys() == profile.layers.keys()
+
+
+def _sharing_payloads(tasks: dict[ClientId, Task]) -> dict[ClientId, Task]:
+    """Tasks on the same weights have one payload, which is encoded once."""
+    shared: dict[int, Any] = {}
+    return {
+        client_id: replace(
+            task, payload=shared.setdefault(id(task.payload["parameters"]), task.payload)
+        )
+        for client_id, task in tasks.items()
+    }

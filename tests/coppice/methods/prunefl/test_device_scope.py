@@ -1,0 +1,273 @@
+"""A mask and a number of steps for each device: what is sent, folded and chosen anew."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from coppice.app import build_model
+from coppice.device_cost import DeviceCost
+from coppice.domain import ClientId, Participant
+from coppice.method import InitContext, Local, Task, Update
+from coppice.methods.prunefl.client import Client
+from coppice.methods.prunefl.server import Server, State
+from coppice.methods.prunefl.settings import Settings
+from coppice.simulation import MemoryPrivate
+from coppice.sparse import SparseTensor
+from coppice.tensors import masks_of, weight_group
+from tests.coppice.costs import BASE_BYTES, device_cost
+from tests.coppice.methods.prunefl.small import FIRST, NAMES, SECOND
+from tests.coppice.toys import CAPABILITY, ToyApp, examples, local, two_layers
+
+STEPS = 4
+APP = ToyApp(two_layers)
+
+
+def settings(**fields: Any) -> Settings:
+    given: dict[str, Any] = {
+        "local_steps": STEPS,
+        "batch_size": 4,
+        "initial_passes": 0,
+        "reconfigure_every": 2,
+        "mask_scope": "device",
+    }
+    return Settings(**(given | fields))
+
+
+class Run:
+    """Devices by name, of these costs; None does not know its own."""
+
+    def __init__(self, costs: Mapping[str, DeviceCost | None], **fields: Any) -> None:
+        chosen = settings(**fields)
+        self.server = Server(chosen)
+        self.clients = {name: Client(chosen) for name in costs}
+        self.costs = dict(costs)
+        self.privates = {name: MemoryPrivate() for name in costs}
+        self.state: State = self.server.init(InitContext(0, lambda: build_model(APP, 0)))
+        self.round_number = 0
+
+    def local(self, name: str) -> Local:
+        number = list(self.costs).index(name)
+        return local(
+            APP,
+            examples(12, seed=number),
+            client_id=ClientId(name),
+            private=self.privates[name],
+            cost=self.costs[name],
+            generator=torch.Generator().manual_seed(self.round_number * 10 + number),
+        )
+
+    def choices(self) -> dict[str, Mapping[str, Any]]:
+        terms = self.server.terms(self.state, self.round_number + 1)
+        assert terms is not None
+        return {name: self.clients[name].choose(terms, self.local(name)) for name in self.costs}
+
+    def plan(self, choices: Mapping[str, Any] | None = None) -> Mapping[ClientId, Task]:
+        cohort = [
+            Participant(ClientId(name), CAPABILITY, 12, choice)
+            for name, choice in (choices or self.choices()).items()
+        ]
+        return self.server.plan(self.state, cohort, self.round_number + 1)
+
+    def round(self, choices: Mapping[str, Any] | None = None) -> Mapping[str, Task]:
+        tasks = self.plan(choices)
+        self.round_number += 1
+        updates = [self.clients[name].run(task, self.local(name)) for name, task in tasks.items()]
+        self.fold(updates)
+        for private in self.privates.values():
+            private.commit()
+        return {str(name): task for name, task in tasks.items()}
+
+    def fold(self, updates: list[Update]) -> Mapping[str, float]:
+        self.state, metrics = self.server.aggregate(self.state, updates, self.round_number)
+        return metrics
+
+
+def cost(slowness: float = 1.0, room: float = 1e12) -> DeviceCost:
+    return device_cost(two_layers(), slowness, BASE_BYTES + room)
+
+
+def kept(task: Task) -> dict[str, int]:
+    masks = masks_of(weight_group(task.payload, "parameters"))
+    return {name: mask.count for name, mask in masks.items()}
+
+
+def test_before_anything_is_measured_all_is_kept_that_memory_allows() -> None:
+    run = Run({"any": None, "large": cost(), "small": cost(room=22.0 * 30)})
+    tasks = run.round()
+    assert kept(tasks["any"]) == kept(tasks["large"]) == {FIRST: 32, SECOND: 24}
+    few = kept(tasks["small"])
+    assert 8 + 3 <= sum(few.values()) <= 30
+    assert {task.settings["steps"] for task in tasks.values()} == {STEPS}
+
+
+def test_a_device_without_memory_for_the_least_says_so_and_is_left_out() -> None:
+    run = Run({"well": cost(), "tiny": cost(room=0.0)})
+    assert run.choices()["tiny"] == {"declined": "memory"}
+    assert set(run.plan()) == {"well"}
+
+
+def test_after_a_reconfiguration_slow_devices_do_less_at_one_pace() -> None:
+    run = Run({"fast": cost(1), "slow": cost(4), "slower": cost(16)})
+    run.round()
+    tasks = run.round()
+    assert [task.settings["report"] for task in tasks.values()] == [True] * 3
+    fleet = run.state.fleet
+    assert fleet is not None
+    assert fleet.pace_seconds > 0
+    assert set(fleet.costs) == {"fast", "slow", "slower"}
+    after = run.round()
+    work = {}
+    for name, task in after.items():
+        device = run.costs[name]
+        assert device is not None
+        seconds = device.time.seconds(kept(task), task.settings["steps"])
+        assert seconds <= fleet.pace_seconds * (1 + 1e-6)
+        work[name] = sum(kept(task).values()) * task.settings["steps"]
+    assert work["fast"] > work["slow"] > work["slower"] > 0
+
+
+def test_masks_of_one_round_are_nested() -> None:
+    run = Run({"fast": cost(1), "slow": cost(4), "small": cost(room=22.0 * 20)})
+    for _ in range(3):
+        tasks = run.round()
+    by_size = sorted(tasks.values(), key=lambda task: sum(kept(task).values()))
+    for smaller, larger in itertools.pairwise(by_size):
+        inner = masks_of(weight_group(smaller.payload, "parameters"))
+        outer = masks_of(weight_group(larger.payload, "parameters"))
+        for name in NAMES:
+            if inner[name].count <= outer[name].count:
+                assert not (inner[name].bits & ~outer[name].bits).any()
+
+
+def test_equal_devices_share_one_payload() -> None:
+    run = Run({"one": cost(), "other": cost(), "small": cost(room=22.0 * 20)})
+    plan = run.plan()
+    assert plan[ClientId("one")].payload is plan[ClientId("other")].payload
+    assert plan[ClientId("one")].payload is not plan[ClientId("small")].payload
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"steps": 0, "kept": {FIRST: 32, SECOND: 24}},
+        {"steps": STEPS + 1, "kept": {FIRST: 32, SECOND: 24}},
+        {"steps": 1.5, "kept": {FIRST: 32, SECOND: 24}},
+        {"steps": 1, "kept": {FIRST: 32}},
+        {"steps": 1, "kept": {FIRST: 33, SECOND: 24}},
+        {"steps": 1, "kept": {FIRST: "32", SECOND: 24}},
+        {"steps": 1, "kept": [32, 24]},
+        {"steps": 1, "kept": {FIRST: {}, SECOND: []}},
+    ],
+)
+def test_a_choice_that_is_none_becomes_the_least(choice: Mapping[str, Any]) -> None:
+    run = Run({"a": None})
+    (task,) = run.plan({"a": choice}).values()
+    fleet = run.state.fleet
+    assert fleet is not None
+    assert kept(task) == {name: layer.kept[0] for name, layer in fleet.profile.layers.items()}
+    assert task.settings["steps"] == STEPS
+    assert "importance" not in task.expects
+
+
+def test_a_device_without_memory_for_a_report_abstains() -> None:
+    model_bytes = 4 * (2 * (32 + 24) + 32)
+    needed = device_cost(two_layers()).memory.peak_bytes({FIRST: 32, SECOND: 24}) - BASE_BYTES
+    run = Run({"able": cost(room=needed + model_bytes), "not": cost(room=needed + model_bytes - 1)})
+    run.round()
+    tasks = run.plan()
+    assert "importance" in tasks[ClientId("able")].expects
+    assert "importance" not in tasks[ClientId("not")].expects
+
+
+def test_nothing_is_chosen_anew_where_nobody_reports() -> None:
+    run = Run({"a": cost(room=22.0 * 40)})
+    run.round()
+    before = run.state.fleet
+    run.round()
+    after = run.state.fleet
+    assert before is not None
+    assert after is not None
+    assert after.profile == before.profile
+    assert after.pace_seconds == 0
+
+
+def test_what_a_device_does_not_hold_stays_as_it_was() -> None:
+    run = Run({"small": cost(room=22.0 * 20)})
+    before = run.state.parameters
+    (task,) = run.round().values()
+    mask = masks_of(weight_group(task.payload, "parameters"))[FIRST]
+    old, new = before[FIRST], run.state.parameters[FIRST]
+    assert isinstance(old, SparseTensor)
+    assert isinstance(new, SparseTensor)
+    changed = old.dense() != new.dense()
+    assert changed.any()
+    assert not (changed & ~mask.bits).any()
+    assert new.mask == old.mask
+
+
+@pytest.mark.parametrize(("absent", "share"), [("skip", 1.0), ("zero", 0.5)])
+def test_weights_of_one_device_count_by_absent(absent: str, share: float) -> None:
+    run = Run({"all": cost(), "small": cost(room=22.0 * 20)}, absent=absent)
+    tasks = run.plan()
+    run.round_number += 1
+    updates = [run.clients[name].run(task, run.local(name)) for name, task in tasks.items()]
+    before = run.state.parameters[FIRST]
+    run.fold(updates)
+    after = run.state.parameters[FIRST]
+    assert isinstance(before, SparseTensor)
+    assert isinstance(after, SparseTensor)
+    whole = weight_group(updates[0].payload, "delta")[FIRST]
+    part = weight_group(updates[1].payload, "delta")[FIRST]
+    assert isinstance(whole, SparseTensor)
+    assert isinstance(part, SparseTensor)
+    alone = ~part.mask.bits
+    moved = (after.dense() - before.dense())[alone]
+    torch.testing.assert_close(moved, share * whole.dense()[alone], atol=1e-6, rtol=1e-4)
+
+
+def test_steps_that_an_update_claims_are_believed_only_so_far() -> None:
+    run = Run({"a": cost(), "b": cost()})
+    tasks = run.plan()
+    run.round_number += 1
+    updates = [run.clients[name].run(task, run.local(name)) for name, task in tasks.items()]
+    honest = Run({"a": cost(), "b": cost()})
+    honest.round_number += 1
+    honest.fold(updates)
+    run.fold([replace(updates[0], steps=10**9), replace(updates[1], steps=STEPS)])
+    for name in NAMES:
+        found, expected = run.state.parameters[name], honest.state.parameters[name]
+        assert isinstance(found, SparseTensor)
+        assert isinstance(expected, SparseTensor)
+        assert torch.equal(found.values, expected.values)
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"local_steps": None, "local_epochs": 1}, "local_steps"),
+        ({"importance": "every_round"}, "last_step"),
+        ({"max_density": 0.5}, "max_density"),
+        ({"regrow": "stale"}, "regrow"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        settings(**fields)
+
+
+def test_a_device_that_is_not_asked_to_choose_gets_what_it_held_last() -> None:
+    run = Run({"small": cost(room=22.0 * 20), "new": cost()})
+    before = run.plan({"small": None, "new": None})
+    assert kept(before[ClientId("small")]) == {FIRST: 32, SECOND: 24}
+    run.costs.pop("new")
+    held = kept(run.round()["small"])
+    again = run.plan({"small": None, "new": None})
+    assert kept(again[ClientId("small")]) == held
+    assert kept(again[ClientId("new")]) == {FIRST: 32, SECOND: 24}
