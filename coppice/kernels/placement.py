@@ -26,7 +26,7 @@ Measure: TypeAlias = Callable[[SparseLayer, Input], CostCurve]
 #: So few weights are always faster sparse, but in small linear layers, and so many dense, but in
 #: small convolutions such as first ones (docs/benchmarks.md): not worth the time and memory of
 #: measuring.
-_SURELY_SPARSE, _SURELY_DENSE, _SMALL = 0.125, 0.7, 2**18
+_SURELY_SPARSE, _SURELY_DENSE, _SMALL = 0.25, 0.7, 2**18
 _CONVOLUTION_DIMENSIONS = 3
 #: Measurements are of densities in steps of one twentieth.
 _DENSITY_STEPS = 20
