@@ -30,7 +30,7 @@ class MeasuredRound:
     steps: int
     #: Kept weights by the name of the parameter.
     ones: Mapping[str, int]
-    #: Of the steps alone, and of all the work on the task.
+    #: Of the steps alone, 0 where it is not known; and of all the work on the task.
     step_seconds: float
     work_seconds: float
     download_bytes: int
@@ -39,7 +39,7 @@ class MeasuredRound:
     upload_seconds: float
     #: Resident memory of the process at its peak.
     peak_bytes: int
-    #: Whether it was a round of plain training, whose peak the memory model is of.
+    #: Whether it was a round of plain training, which is what the model is of.
     is_plain: bool = True
 
 
@@ -87,10 +87,14 @@ class LearnedCost(Section):
 
     def _time(self, measured: MeasuredRound) -> RoundCost:
         time = self.time
-        rest = max(0.0, measured.work_seconds - measured.step_seconds)
+        if not measured.is_plain:
+            return time
+        predicted = time.seconds(measured.ones, 1) - time.seconds(measured.ones, 0)
+        # A single step cannot be told from what comes before it.
+        steps_seconds = measured.step_seconds or measured.steps * predicted
+        rest = max(0.0, measured.work_seconds - steps_seconds)
         # The first round's is the first that is known.
         constant = rest if self.rounds == 0 else _between(time.round_seconds, rest, _BELIEF)
-        predicted = time.seconds(measured.ones, 1) - time.seconds(measured.ones, 0)
         if measured.steps == 0 or predicted <= 0 or measured.step_seconds <= 0:
             return replace(time, round_seconds=constant)
         found = measured.step_seconds / measured.steps / predicted

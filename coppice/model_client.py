@@ -41,7 +41,9 @@ class ModelClient(ClientHalf):
 
     def evaluate(self, task: Task, local: Local) -> Metrics:
         """The app's metrics of the received model on the held-out part."""
-        return evaluate(self.receive(task, local), local.app, local.held_out)
+        # In batches as in training: larger ones would take memory that a device may not have.
+        batch_size = self._training.batch_size
+        return evaluate(self.receive(task, local), local.app, local.held_out, batch_size)
 
     def model(self, task: Task, local: Local) -> Weights:
         """The received parameters and buffers."""

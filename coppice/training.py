@@ -170,12 +170,14 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, app: App, examples: Examples) -> Metrics:
-    """The app's metrics over all examples; empty when there are none."""
+def evaluate(
+    model: nn.Module, app: App, examples: Examples, batch_size: int = EVALUATION_BATCH_SIZE
+) -> Metrics:
+    """The app's metrics over all examples, so many at a time; empty when there are none."""
     mean = MeanMetrics()
     model.eval()
-    for start in range(0, len(examples), EVALUATION_BATCH_SIZE):
-        indices = torch.arange(start, min(start + EVALUATION_BATCH_SIZE, len(examples)))
+    for start in range(0, len(examples), batch_size):
+        indices = torch.arange(start, min(start + batch_size, len(examples)))
         inputs, targets = examples.batch(indices)
         mean.add(app.metrics(model(inputs), targets), weight=len(indices))
     forget_scratch()

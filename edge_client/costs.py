@@ -88,7 +88,8 @@ class Costs:
             upload_bytes=moved[1],
             upload_seconds=report.upload_seconds,
             peak_bytes=report.peak_bytes,
-            is_plain=not task.settings.get("report", False),
+            # Rounds that report, and initial pruning, hold more than their training does.
+            is_plain=not task.settings.get("report", False) and "passes" not in task.settings,
         )
         self._keep(known.after(measured))
 

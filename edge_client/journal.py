@@ -110,6 +110,12 @@ class Journal:
             last_round=report if trained else now.last_round,
         )
 
+    def declined(self, round_number: int, limit: str) -> None:
+        """This device cannot take part in a round: its memory or the pace does not allow it."""
+        text = f"not even the fewest weights fit this device's {limit}; looking again in a while"
+        self._console.warn(f"round {round_number}", text)
+        self._status.update(last_error=text)
+
     def gone(self, error: Exception) -> None:
         """The task that the device was working on does not count any more."""
         self._console.warn(f"round {self._status.status.round_number}", str(error))

@@ -46,6 +46,8 @@ from edge_client.stop import Stop
 
 #: The round went on without this device, which is nobody's fault: ask for the next task.
 _TOO_LATE = (RoundClosed, TaskAbandoned)
+#: A device that can do nothing now looks again after so long.
+_DECLINED_SECONDS = 20.0
 #: The server does not want what it got, or lost what it offered: ask again, but not at once.
 _REFUSED = (UpdateRefused, UnknownTask, UnknownBlob)
 
@@ -166,6 +168,9 @@ class Device:
         local = ready.local(terms.round_number, self._capability(), self._meter())
         choice = ready.half.choose(payload, local)
         self._why = choice.get("why", "")
+        if limit := choice.get("declined"):
+            self._journal.declined(terms.round_number, str(limit))
+            self._stop.wait(_DECLINED_SECONDS)
         self._choice = pb.Choice(
             round_number=terms.round_number, values_json=json.dumps(dict(choice))
         )
@@ -224,7 +229,7 @@ class Device:
             self._models.hold(ready, task, local, update.metrics)
         moved = (self._link.bytes_moved[0] - down, self._link.bytes_moved[1] - up)
         if ready.costs is not None and task.kind is TaskKind.TRAIN:
-            ready.costs.learn(task, report, meter.seconds_per_step, moved)
+            ready.costs.learn(task, report, meter.steady_seconds_per_step, moved)
         self._journal.answered(task, update, report, meter.seconds_per_step, moved)
         # The device may wait for long now, and has other things to do.
         del task, local, update, data

@@ -38,9 +38,14 @@ class Meter:
 
         What comes before the first step is not in it, unless there is only that one.
         """
-        if self.steps_done > 1:
-            return (self._last_step - self._first_step) / (self.steps_done - 1)
-        return self._last_step - self._started
+        return self.steady_seconds_per_step or self._last_step - self._started
+
+    @property
+    def steady_seconds_per_step(self) -> float:
+        """The same without the first step, before which there is other work; 0 where it is all."""
+        if self.steps_done < 2:
+            return 0.0
+        return (self._last_step - self._first_step) / (self.steps_done - 1)
 
     @property
     def peak_resident_bytes(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -124,7 +125,9 @@ class Prober:
         """Try a round; `shapes` learns of the weights on masks."""
         meter = _StepTimes(self._clock)
         give_back()
-        forget_peak()
+        with suppress(OSError):
+            # Else the peak is that of the process's whole life, which is too careful.
+            forget_peak()
         update = self._half.rehearse(replace(self._local, meter=meter), density, _STEPS)
         if update is None:
             return None

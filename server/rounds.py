@@ -233,7 +233,7 @@ class RoundMachine:
         if not clients and self.phase is Phase.EVALUATING:
             return self._next_round()
         if not clients:
-            return self._end(RunState.FAILED, "the method gave nobody a task")
+            return [FailRound(self.round_number, "nobody was given a task"), *self._next_round()]
         return [
             SetDeadline(self.round_number, self.phase, self.spec.cohort.deadline_seconds),
             *self._close_if_complete(),

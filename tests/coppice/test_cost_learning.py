@@ -71,6 +71,12 @@ def test_rounds_without_steps_say_nothing_about_them(fields: dict[str, Any]) -> 
     assert after.time.layers == KNOWN.time.layers
 
 
+def test_a_single_step_is_not_taken_twice() -> None:
+    # 10 ms are predicted for it; the other 60 are the round's.
+    after = KNOWN.after(measured(steps=1, step_seconds=0.0, work_seconds=0.07))
+    assert after.compute_seconds(ONES, 1) == pytest.approx(0.07)
+
+
 def test_small_transfers_say_nothing_about_the_link() -> None:
     known = KNOWN.after(measured())
     after = known.after(measured(download_bytes=100, upload_bytes=100))
@@ -87,6 +93,7 @@ def test_a_higher_peak_is_believed_at_once_and_a_lower_one_slowly() -> None:
 def test_the_peak_of_a_report_says_nothing_about_training() -> None:
     after = KNOWN.after(measured(peak_bytes=10**9, is_plain=False))
     assert after.memory == KNOWN.memory
+    assert after.compute_seconds(ONES, 5) == KNOWN.compute_seconds(ONES, 5)
 
 
 def test_the_limit_is_that_of_now() -> None:

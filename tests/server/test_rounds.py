@@ -94,12 +94,11 @@ class TestWalk:
         assert machine.present == {B}
         assert machine.handle(UpdateStored(1, A)) == [Aggregate(1)]
 
-    def test_method_that_plans_nobody_fails_the_run(self) -> None:
+    def test_a_round_in_which_nobody_has_a_task_fails_and_the_next_begins(self) -> None:
         machine = gathering(SPEC, A, B)
-        assert machine.handle(TasksCommitted(1, ())) == [
-            EndRun(RunState.FAILED, "the method gave nobody a task")
-        ]
-        assert machine.phase is Phase.ENDED
+        first, *rest = machine.handle(TasksCommitted(1, ()))
+        assert first == FailRound(1, "nobody was given a task")
+        assert OpenRound(2) in rest
 
 
 class TestReserved:

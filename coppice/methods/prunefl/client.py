@@ -9,13 +9,13 @@ from itertools import chain, repeat
 import torch
 from torch import Tensor, nn
 
-from coppice.app import bare_model
 from coppice.domain import derive_seed
 from coppice.kernels.stepping import Watch
 from coppice.masks import prunable_names
 from coppice.method import Choice, Local, Task, Update
 from coppice.methods.prunefl.choice import Choice as DeviceChoice
 from coppice.methods.prunefl.choice import choose, obstacle
+from coppice.methods.prunefl.profile import Profile
 from coppice.methods.prunefl.settings import Settings
 from coppice.methods.prunefl.terms import (
     DECLINED,
@@ -26,6 +26,7 @@ from coppice.methods.prunefl.terms import (
 from coppice.model_client import ModelClient
 from coppice.sparse import Item, Mask, SparseTensor
 from coppice.tensors import Payload, masks_of, weight_group
+from coppice.training import evaluate
 
 #: Longer than any round.
 _NO_PACE = 1e9
@@ -46,7 +47,14 @@ class Buffer:
 class Chosen:
     """What the device did last; stays on it."""
 
-    choice: DeviceChoice
+    steps: int
+    kept: Mapping[str, int]
+
+    def as_choice(self) -> DeviceChoice:
+        """To stay with, where it is as good; nothing else is known of it any more."""
+        return DeviceChoice(
+            steps=self.steps, kept=self.kept, gain=0.0, seconds=0.0, peak_bytes=0.0, why="pace"
+        )
 
 
 class Client(ModelClient):
@@ -66,33 +74,28 @@ class Client(ModelClient):
         return prunable_names(model, self._settings.keep_dense)
 
     def choose(self, terms: Payload, local: Local) -> Choice:
-        """Steps and counts by what this device has measured of itself; all before it has."""
+        """Steps and counts by what this device has measured of itself; the least before it has."""
         offered = terms_from_payload(terms)
         profile, cost = offered.profile, local.cost
-        if cost is None:
-            kept = {name: layer.kept[-1] for name, layer in profile.layers.items()}
-            return {"steps": offered.max_steps, "kept": kept, "reports": True, "why": "capped"}
+        least = {name: layer.kept[0] for name, layer in profile.layers.items()}
+        if cost is None or cost.time.layers.keys() != least.keys():
+            return {"steps": 1, "kept": least, "reports": False}
         pace = offered.pace_seconds or _NO_PACE
-        previous = local.private.read(Chosen)
-        chosen = choose(
-            profile, cost, pace, offered.max_steps, previous.choice if previous else None
-        )
+        last = local.private.read(Chosen)
+        previous = None if last is None else last.as_choice()
+        chosen = choose(profile, cost, pace, offered.max_steps, previous)
         if chosen is None:
-            return {DECLINED: obstacle(profile, cost, pace)}
-        local.private.stage(Chosen(chosen))
+            limit = obstacle(profile, cost, pace)
+            if limit == "pace" and self._settings.include == "all":
+                # Slower than when the pace was found: as little as can be, until the next one.
+                return {"steps": 1, "kept": least, "reports": False, "why": limit}
+            return {DECLINED: limit}
         return {
             "steps": chosen.steps,
             "kept": dict(chosen.kept),
-            "reports": chosen.peak_bytes + self._report_bytes(local) <= cost.limit_bytes,
+            "reports": chosen.peak_bytes + _report_bytes(profile) <= cost.limit_bytes,
             "why": chosen.why,
         }
-
-    def _report_bytes(self, local: Local) -> int:
-        """What a report of importance takes beside training, at most."""
-        model = bare_model(local.app, local.seed)
-        sizes = [model.get_parameter(name).numel() for name in self.prunable(model)]
-        # Squares and what is sent of them, of all layers; one gradient at a time.
-        return _FLOAT_BYTES * (2 * sum(sizes) + max(sizes, default=0))
 
     def run(self, task: Task, local: Local) -> Update:
         """Train; report importance when the task asks for it."""
@@ -109,6 +112,8 @@ class Client(ModelClient):
 
     def _train_own_part(self, task: Task, local: Local, masks: Mapping[str, Mask]) -> Update:
         """Train what this device chose, and say what rounds cost it."""
+        kept = {name: mask.count for name, mask in masks.items()}
+        local.private.stage(Chosen(int(task.settings["steps"]), kept))
         known = no_cost(list(masks))
         if local.cost is not None and local.cost.time.layers.keys() == masks.keys():
             known = cost_to_tensors(local.cost)
@@ -134,7 +139,8 @@ class Client(ModelClient):
         model, trained = self.train(task, local, batches=passes, watch=Watch(see))
         squares = {name: SparseTensor(mask, sums[name]) for name, mask in masks.items()}
         more = _report(squares, importance=base)
-        accuracy = _accuracy(model, local, torch.cat(batches)) if batches else {}
+        size = self._settings.batch_size
+        accuracy = _accuracy(model, local, torch.cat(batches), size) if batches else {}
         return self.answer(task, local, trained, more, accuracy)
 
     def _fixed_batches(self, local: Local) -> list[Tensor]:
@@ -197,6 +203,13 @@ class Client(ModelClient):
         return Buffer(buffer.squares, buffer.mass + weight)
 
 
+def _report_bytes(profile: Profile) -> int:
+    """What a report of importance takes beside training, at most."""
+    sizes = [layer.kept[-1] for layer in profile.layers.values()]
+    # Squares and what is sent of them, of all layers; one gradient at a time.
+    return _FLOAT_BYTES * (2 * sum(sizes) + max(sizes, default=0))
+
+
 def _report(squares: Mapping[str, Item], **base: Tensor) -> dict[str, Mapping[str, Item]]:
     return {"importance": squares, "base": base}
 
@@ -206,7 +219,8 @@ def _square_sum(gradient: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, local: Local, indices: Tensor) -> Mapping[str, float]:
-    inputs, targets = local.train.batch(indices)
-    metrics = local.app.metrics(model.eval()(inputs), targets)
+def _accuracy(
+    model: nn.Module, local: Local, indices: Tensor, batch_size: int
+) -> Mapping[str, float]:
+    metrics = evaluate(model, local.app, local.train.subset(indices), batch_size)
     return {"accuracy": metrics["accuracy"]} if "accuracy" in metrics else {}

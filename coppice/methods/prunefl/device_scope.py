@@ -114,16 +114,16 @@ class DeviceScope:
             and all(kept[name] in layer.kept for name, layer in profile.layers.items())
         )
         if not is_valid:
-            return self._max_steps, least, False
+            return 1, least, False
         assert isinstance(kept, Mapping)
         counts = {name: int(kept[name]) for name in profile.layers}
         return int(steps or 1), counts, choice.get("reports") is True
 
     def _as_before(self, client_id: ClientId, fleet: FleetState) -> _Choice:
-        """Of a device that is to evaluate or keep the model: what it held last, or all."""
+        """Of a device that is to evaluate or keep the model: what it held last, or the least."""
         held = fleet.kept.get(client_id)
         if held is None:
-            held = {name: layer.kept[-1] for name, layer in fleet.profile.layers.items()}
+            held = {name: layer.kept[0] for name, layer in fleet.profile.layers.items()}
         kept = {
             name: min(max(layer.least, held[name]), layer.size)
             for name, layer in fleet.order.items()
@@ -191,7 +191,9 @@ class DeviceScope:
             name: max(choice.kept[name] for choice in pace.choices.values())
             for name in profile.layers
         }
-        return remask(parameters, cut(order, kept), {}), replace(new, pace_seconds=pace.seconds)
+        # The next pace goes by what devices say from now on: some leave, some get slower.
+        forgotten = replace(new, pace_seconds=pace.seconds, costs={}, num_examples={})
+        return remask(parameters, cut(order, kept), {}), forgotten
 
 
 class _Seen:
@@ -213,7 +215,7 @@ class _Seen:
         if cost is not None:
             self.costs[update.client_id] = cost
             self.num_examples[update.client_id] = update.num_examples
-        if "importance" not in update.payload:
+        if "importance" not in update.payload or update.num_examples == 0:
             return
         for name, item in dense_group(update.payload, "importance").items():
             total = self.squares.setdefault(name, torch.zeros(item.shape, dtype=torch.float64))

@@ -59,7 +59,12 @@ class Server(ServerHalf[State]):
         names = prunable_names(model, self._settings.keep_dense)
         self._check_round_time(names)
         # A warm start that was pruned goes on from its masks.
-        masks = full_masks(model, names) | masks_of(context.warm_start or {})
+        pruned = masks_of(context.warm_start or {})
+        masks = {name: pruned.get(name, mask) for name, mask in full_masks(model, names).items()}
+        if not masks and self._scope is not None:
+            raise RunFileError(
+                'method.mask_scope is "device", but the model has no weights that can be pruned'
+            )
         first = State(
             parameters=masked(parameters_of(model), masks),
             buffers=buffers_of(model),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -98,6 +99,15 @@ class Settings(LocalTraining):
             )
         if self.regrow != "zero":
             raise ValueError('mask_scope = "device" needs regrow = "zero"')
+        if (
+            self.learning_rate * (self.weight_decay + self.proximal)
+            > (1 - math.sqrt(self.momentum)) ** 2
+        ):
+            # Steps would swing to and fro: there are numbers of them that lead nowhere.
+            raise ValueError(
+                'mask_scope = "device" averages unequal numbers of steps: learning_rate · '
+                "(weight_decay + proximal) may be (1 - √momentum)² at most"
+            )
 
     def check_wire(self, wire: WireSpec) -> None:
         """ValueError when gradients would be read off rounded updates."""

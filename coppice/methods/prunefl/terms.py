@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from coppice.device_cost import (
+    MOST_SECONDS,
     DeviceCost,
     LayerCost,
     LayerMemory,
@@ -74,7 +75,7 @@ def terms_from_payload(payload: Payload) -> Terms:
         pace, base, levels, steps = (
             numbers[name][0] for name in ("pace_seconds", "base_gain", "levels", "max_steps")
         )
-        if not (pace >= 0 and steps >= 0):
+        if not (0 <= pace <= MOST_SECONDS and steps >= 1):
             raise ValueError(f"a pace of {pace} seconds and {steps} steps")
         profile = Profile(layers=layers, levels=int(levels), base_gain=base)
         return Terms(profile, pace, int(steps))

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from coppice.app import build_model
 from coppice.device_cost import DeviceCost
 from coppice.domain import ClientId, Participant
+from coppice.errors import RunFileError
 from coppice.method import InitContext, Local, Task, Update
-from coppice.methods.prunefl.client import Client
+from coppice.methods.prunefl.client import Chosen, Client
 from coppice.methods.prunefl.server import Server, State
 from coppice.methods.prunefl.settings import Settings
 from coppice.simulation import MemoryPrivate
@@ -98,12 +100,20 @@ def kept(task: Task) -> dict[str, int]:
 
 
 def test_before_anything_is_measured_all_is_kept_that_memory_allows() -> None:
-    run = Run({"any": None, "large": cost(), "small": cost(room=22.0 * 30)})
+    run = Run({"large": cost(), "small": cost(room=22.0 * 30)})
     tasks = run.round()
-    assert kept(tasks["any"]) == kept(tasks["large"]) == {FIRST: 32, SECOND: 24}
+    assert kept(tasks["large"]) == {FIRST: 32, SECOND: 24}
     few = kept(tasks["small"])
     assert 8 + 3 <= sum(few.values()) <= 30
     assert {task.settings["steps"] for task in tasks.values()} == {STEPS}
+
+
+def test_a_device_that_knows_nothing_of_itself_does_the_least() -> None:
+    run = Run({"any": None, "other": device_cost(nn.Sequential(nn.Linear(4, 8)))})
+    for task in run.round().values():
+        assert kept(task) == {FIRST: 8, SECOND: 3}
+        assert task.settings["steps"] == 1
+        assert "importance" not in task.expects
 
 
 def test_a_device_without_memory_for_the_least_says_so_and_is_left_out() -> None:
@@ -120,7 +130,8 @@ def test_after_a_reconfiguration_slow_devices_do_less_at_one_pace() -> None:
     fleet = run.state.fleet
     assert fleet is not None
     assert fleet.pace_seconds > 0
-    assert set(fleet.costs) == {"fast", "slow", "slower"}
+    # Once it has been used it is forgotten: devices say it again in each round.
+    assert not fleet.costs
     after = run.round()
     work = {}
     for name, task in after.items():
@@ -172,7 +183,7 @@ def test_a_choice_that_is_none_becomes_the_least(choice: Mapping[str, Any]) -> N
     fleet = run.state.fleet
     assert fleet is not None
     assert kept(task) == {name: layer.kept[0] for name, layer in fleet.profile.layers.items()}
-    assert task.settings["steps"] == STEPS
+    assert task.settings["steps"] == 1
     assert "importance" not in task.expects
 
 
@@ -255,6 +266,8 @@ def test_steps_that_an_update_claims_are_believed_only_so_far() -> None:
         ({"importance": "every_round"}, "last_step"),
         ({"max_density": 0.5}, "max_density"),
         ({"regrow": "stale"}, "regrow"),
+        ({"learning_rate": 0.1, "proximal": 20.0}, "proximal"),
+        ({"learning_rate": 0.5, "momentum": 0.9, "weight_decay": 0.1}, "momentum"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(fields: dict[str, Any], word: str) -> None:
@@ -264,10 +277,68 @@ def test_settings_that_do_not_go_together_are_refused(fields: dict[str, Any], wo
 
 def test_a_device_that_is_not_asked_to_choose_gets_what_it_held_last() -> None:
     run = Run({"small": cost(room=22.0 * 20), "new": cost()})
+    least = {FIRST: 8, SECOND: 3}
     before = run.plan({"small": None, "new": None})
-    assert kept(before[ClientId("small")]) == {FIRST: 32, SECOND: 24}
+    assert kept(before[ClientId("small")]) == least
     run.costs.pop("new")
     held = kept(run.round()["small"])
     again = run.plan({"small": None, "new": None})
-    assert kept(again[ClientId("small")]) == held
-    assert kept(again[ClientId("new")]) == {FIRST: 32, SECOND: 24}
+    assert kept(again[ClientId("small")]) == held != least
+    assert kept(again[ClientId("new")]) == least
+
+
+def test_a_device_stays_with_what_it_did_until_something_else_is_clearly_better() -> None:
+    run = Run({"fast": cost(1), "slow": cost(4)})
+    for _ in range(2):
+        run.round()
+    first = run.choices()["slow"]
+    run.round()
+    # Hardly faster: what it did is still allowed, and nothing gains a twentieth more.
+    run.costs["slow"] = cost(3.99)
+    again = run.choices()["slow"]
+    assert (again["steps"], again["kept"]) == (first["steps"], first["kept"])
+    assert run.privates["slow"].read(Chosen) == Chosen(first["steps"], first["kept"])
+    # Slower: that would not fit the pace.
+    run.costs["slow"] = cost(6)
+    after = run.choices()["slow"]
+    assert (after["steps"], after["kept"]) != (first["steps"], first["kept"])
+
+
+@pytest.mark.parametrize("include", ["all", "quorum"])
+def test_a_device_that_cannot_keep_the_pace_any_more_does_the_least_or_sits_out(
+    include: str,
+) -> None:
+    run = Run({"fast": cost(1), "slow": cost(4)}, include=include)
+    for _ in range(2):
+        run.round()
+    fleet = run.state.fleet
+    assert fleet is not None
+    run.costs["slow"] = cost(1000)
+    choice = run.choices()["slow"]
+    if include == "quorum":
+        assert choice == {"declined": "pace"}
+    else:
+        assert choice["steps"] == 1
+        assert choice["kept"] == {
+            name: layer.kept[0] for name, layer in fleet.profile.layers.items()
+        }
+        assert choice["why"] == "pace"
+
+
+def test_a_model_without_weights_to_prune_is_refused() -> None:
+    server = Server(settings(keep_dense=NAMES))
+    with pytest.raises(RunFileError, match="no weights that can be pruned"):
+        server.init(InitContext(0, lambda: build_model(APP, 0)))
+
+
+def test_a_device_that_left_does_not_set_the_next_pace() -> None:
+    run = Run({"fast": cost(1), "slow": cost(400)})
+    for _ in range(2):
+        run.round()
+    assert run.state.fleet is not None
+    before = run.state.fleet.pace_seconds
+    run.costs.pop("slow")
+    for _ in range(2):
+        run.round()
+    assert run.state.fleet is not None
+    assert run.state.fleet.pace_seconds < before / 10

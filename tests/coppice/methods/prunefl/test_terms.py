@@ -52,7 +52,9 @@ def test_terms_come_back_as_they_were() -> None:
         ("terms", "levels", [float("nan")]),
         ("terms", "pace_seconds", [-1.0]),
         ("terms", "pace_seconds", [float("nan")]),
+        ("terms", "pace_seconds", [float("inf")]),
         ("terms", "max_steps", []),
+        ("terms", "max_steps", [0.0]),
         ("terms", "base_gain", [-0.5]),
     ],
 )
