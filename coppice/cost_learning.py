@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from coppice.device_cost import DeviceCost, MemoryCost, RoundCost, StepMemory
 from coppice.domain import Section
@@ -68,7 +66,7 @@ class LearnedCost(Section):
 
     def peak_bytes(self, ones: Mapping[str, int]) -> float:
         """Predicted, of a round of plain training."""
-        return self.memory.peak_bytes(ones, self._dense(ones))
+        return self.memory.peak_bytes(ones, self.time.dense_layers(ones))
 
     def after(self, measured: MeasuredRound) -> LearnedCost:
         """What is known after one more round."""
@@ -113,10 +111,6 @@ class LearnedCost(Section):
         belief = 1.0 if missing > 0 else _BELIEF_IN_LESS
         base = max(0.0, self.memory.base_bytes + belief * missing)
         return replace(self.memory, base_bytes=base)
-
-    def _dense(self, ones: Mapping[str, int]) -> Collection[str]:
-        layers = self.time.layers
-        return [name for name, kept in ones.items() if layers[name].is_dense(np.array(kept))]
 
 
 def _per_byte(known: float, size_bytes: int, seconds: float) -> float:

@@ -121,6 +121,10 @@ class RoundCost(Section):
         link = self.seconds_per_value * sum(ones.values())
         return self.round_seconds + steps * (self.step_seconds + compute) + link
 
+    def dense_layers(self, ones: Mapping[str, int]) -> list[str]:
+        """Those that will be dense with so many kept weights."""
+        return [name for name, kept in ones.items() if self.layers[name].is_dense(np.array(kept))]
+
     def steps_within(self, seconds: float, ones: Mapping[str, int], most: int) -> int:
         """The most steps, up to `most`, of a round that takes no longer; 0 where not one fits."""
         fewest, too_many = 0, most + 1
@@ -214,9 +218,7 @@ class DeviceCost(Section):
     def peak_bytes(self, ones: Mapping[str, int]) -> float:
         """Bytes at the peak of a round, each layer sparse or dense as it will be."""
         _check_names(ones, self.time.layers)
-        layers = self.time.layers
-        dense = [name for name, kept in ones.items() if layers[name].is_dense(np.array(kept))]
-        return self.memory.peak_bytes(ones, dense)
+        return self.memory.peak_bytes(ones, self.time.dense_layers(ones))
 
     def allows(self, ones: Mapping[str, int], steps: int, seconds: float) -> bool:
         """Whether a round of so many steps holds the memory limit and takes no longer."""

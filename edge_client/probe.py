@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from time import perf_counter
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class Probe:
 
     def peak_bytes(self, ones: Mapping[str, int]) -> float:
         """As predicted, of a round of plain training."""
-        return self.memory.memory.peak_bytes(ones, _dense(self.time.layers, ones))
+        return self.memory.memory.peak_bytes(ones, self.time.dense_layers(ones))
 
     @property
     def max_relative_residual(self) -> float:
@@ -86,7 +86,7 @@ class Prober:
         local: Local,
         wire: WireSpec,
         budget_bytes: Callable[[], int],
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         """`budget_bytes` says up to what resident memory this process may grow."""
         self._half = half
@@ -159,16 +159,21 @@ class Prober:
     ) -> Probe:
         layers = {name: fits[name].cost if name in fits else _DENSE_ONLY for name in shapes}
         rest, factor = _rest(layers, rehearsals)
-        layers = {name: layer.times(factor) for name, layer in layers.items()}
+        time = RoundCost(
+            round_seconds=0.0,
+            step_seconds=rest,
+            seconds_per_value=0.0,
+            layers={name: layer.times(factor) for name, layer in layers.items()},
+        )
         peaks = [
-            PeakSample(ones=item.ones, dense=_dense(layers, item.ones), peak_bytes=item.peak_bytes)
+            PeakSample(
+                ones=item.ones, dense=time.dense_layers(item.ones), peak_bytes=item.peak_bytes
+            )
             for item in rehearsals
         ]
         return Probe(
             layers=fits,
-            time=RoundCost(
-                round_seconds=0.0, step_seconds=rest, seconds_per_value=0.0, layers=layers
-            ),
+            time=time,
             memory=fit_memory(peaks, shapes),
             rehearsals=tuple(rehearsals),
             budget_bytes=budget_bytes,
@@ -193,10 +198,6 @@ def _rest(layers: Mapping[str, LayerCost], rehearsals: Sequence[Rehearsal]) -> t
         factor = float(np.clip(np.median(seconds / np.array(timed)), 1.0, _MOST_FACTOR))
         rest = max(0.0, float(np.median(seconds - factor * np.array(timed))))
     return float(rest), float(factor)
-
-
-def _dense(layers: Mapping[str, LayerCost], ones: Mapping[str, int]) -> list[str]:
-    return [name for name, kept in ones.items() if layers[name].is_dense(np.array(kept))]
 
 
 class _StepTimes:

@@ -15,6 +15,7 @@ from coppice.domain import ClientId, Metrics, Participant
 from coppice.masks import density, remask, sparse_weights
 from coppice.method import Task, Update
 from coppice.methods.prunefl.estimate import estimate
+from coppice.methods.prunefl.importance import whole_report
 from coppice.methods.prunefl.order import LayerOrder, cut, shared_order
 from coppice.methods.prunefl.pace import find_pace
 from coppice.methods.prunefl.profile import Profile, profile_of
@@ -24,7 +25,7 @@ from coppice.methods.prunefl.terms import DECLINED, Terms, cost_from_tensors, no
 from coppice.model_server import MeanUpdate, training_task
 from coppice.nova import NovaMean, accumulation_norm
 from coppice.sparse import Item, Mask, SparseTensor
-from coppice.tensors import Tensors, Weights, dense_group, masks_of, weight_group
+from coppice.tensors import Payload, Tensors, Weights, dense_group, masks_of, weight_group
 
 #: Local steps, kept weights of each parameter, and whether importance is reported.
 _Choice: TypeAlias = tuple[int, dict[str, int], bool]
@@ -81,7 +82,8 @@ class DeviceScope:
             else self._as_before(participant.client_id, fleet)
             for participant in cohort
         }
-        payloads: dict[tuple[int, ...], Weights] = {}
+        # Tasks on the same weights have one payload, which is encoded once.
+        payloads: dict[tuple[int, ...], Payload] = {}
         tasks = {}
         for client_id, choice in choices.items():
             if choice is None:
@@ -89,16 +91,18 @@ class DeviceScope:
             steps, kept, reports = choice
             key = tuple(kept.values())
             if key not in payloads:
-                payloads[key] = remask(parameters, cut(fleet.order, kept), {})
-            own = payloads[key]
+                own = remask(parameters, cut(fleet.order, kept), {})
+                payloads[key] = {"parameters": own, "buffers": buffers}
+            own = weight_group(payloads[key], "parameters")
             more: dict[str, Mapping[str, Item]] = {"cost": no_cost(list(kept))}
             if report and reports:
-                more |= _reported(own)
+                more |= whole_report(own)
             settings = {
                 "learning_rate": learning_rate, "steps": steps, "report": report and reports,
             }  # fmt: skip
-            tasks[client_id] = training_task(own, buffers, round_number, settings, more)
-        return _sharing_payloads(tasks)
+            task = training_task(own, buffers, round_number, settings, more)
+            tasks[client_id] = replace(task, payload=payloads[key])
+        return tasks
 
     def _valid(self, choice: Mapping[str, Any], profile: Profile) -> _Choice | None:
         """Steps, counts and whether importance is reported; a choice that is none is the least."""
@@ -254,24 +258,5 @@ def _moved(parameters: Weights, delta: Weights) -> Weights:
     return moved
 
 
-def _reported(weights: Weights) -> dict[str, Mapping[str, Item]]:
-    whole = {
-        name: torch.empty(item.shape, device="meta")
-        for name, item in sparse_weights(weights).items()
-    }
-    return {"importance": whole, "base": {"importance": torch.zeros((), dtype=torch.float64)}}
-
-
 def _fits(cost: DeviceCost, profile: Profile) -> bool:
     return cost.time.layers.keys() == profile.layers.keys()
-
-
-def _sharing_payloads(tasks: dict[ClientId, Task]) -> dict[ClientId, Task]:
-    """Tasks on the same weights have one payload, which is encoded once."""
-    shared: dict[int, Any] = {}
-    return {
-        client_id: replace(
-            task, payload=shared.setdefault(id(task.payload["parameters"]), task.payload)
-        )
-        for client_id, task in tasks.items()
-    }

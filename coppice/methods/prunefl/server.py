@@ -14,7 +14,7 @@ from coppice.errors import RunFileError
 from coppice.masks import density, full_masks, masked, prunable_names, remask, sparse_weights
 from coppice.method import InitContext, ServerHalf, Task, Update
 from coppice.methods.prunefl.device_scope import DeviceScope, FleetState, new_fleet
-from coppice.methods.prunefl.importance import Importance, Tally
+from coppice.methods.prunefl.importance import Importance, Tally, whole_report
 from coppice.methods.prunefl.initial import InitialPruning, has_settled
 from coppice.methods.prunefl.reconfigure import prune_share, reconfigure
 from coppice.methods.prunefl.settings import Settings
@@ -213,8 +213,7 @@ class Server(ServerHalf[State]):
         """What the updates of a round that reconfigures bring beside the delta."""
         weights = sparse_weights(state.parameters)
         if self._settings.importance == "last_step":
-            whole = {name: torch.empty(item.shape, device="meta") for name, item in weights.items()}
-            return {"importance": whole, "base": {"importance": _SCALAR}}
+            return whole_report(weights)
         pruned = {name: _empty_on(item.mask.complement()) for name, item in weights.items()}
         return {"importance": pruned, "base": {"mass": _SCALAR}}
 
