@@ -177,7 +177,11 @@ class ServerHalf(ABC, Generic[State]):
 
     @abstractmethod
     def models(self, state: State) -> Mapping[str, Weights]:
-        """The models in a state by name, "global" for the one; empty where there is none."""
+        """The models in a state by name, "global" for the one; empty where there is none.
+
+        Others are what single devices use of it: a handful at most, named by letters, digits, '.'
+        and '-'. They are evaluated and saved beside it, and decide nothing.
+        """
 
 
 class ClientHalf(ABC):

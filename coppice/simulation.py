@@ -51,7 +51,8 @@ class SimulatedRound:
 
     round_number: int
     metrics: Metrics
-    #: Evaluation of the global model after the round, by where it was done; empty when not due.
+    #: Evaluation after the round, empty when not due: of the global model by where it was done,
+    #: "server" or "clients"; of other models, on the server's set, by their names.
     evaluation: Mapping[str, Metrics]
     bytes_down: int
     bytes_up: int
@@ -245,10 +246,12 @@ class Simulation:
         self, cohort: list[Participant], num_tasks: int, round_number: int
     ) -> dict[str, Metrics]:
         found: dict[str, Metrics] = {}
-        if self._held_out is not None and "global" in self.models:
+        if self._held_out is not None and (models := self.models):
             model = build_model(self._app, self._spec.seed)
-            assign(model, self.models["global"])
-            found["server"] = evaluate(model, self._app, self._held_out)
+            for name, weights in models.items():
+                assign(model, weights)
+                where = "server" if name == "global" else name
+                found[where] = evaluate(model, self._app, self._held_out)
         # A round of fewer clients than a quorum is not judged by them, as on the server.
         if self._spec.evaluation.on_clients and num_tasks >= self._spec.cohort.needed:
             found["clients"] = self._evaluate_on_clients(cohort, round_number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -26,9 +26,10 @@ from coppice.domain import (
     rank_clients,
 )
 from coppice.simulation import SimulatedRound, Simulation, SimulationResult
-from coppice.tensors import buffers_of, dense_tensors, parameters_of, spec_of
+from coppice.tensors import assign, buffers_of, dense_tensors, parameters_of, spec_of
+from coppice.training import evaluate
 from coppice.wire.header import encoded_size_bytes
-from tests.coppice.toys import ToyApp, examples, linear, with_buffers
+from tests.coppice.toys import ToyApp, examples, linear, two_layers, with_buffers
 
 SEED = 3
 NAMES = [ClientId(name) for name in ("ada", "ben", "cyd", "dot")]
@@ -184,6 +185,29 @@ def test_evaluation_comes_when_it_is_due_and_says_where() -> None:
     assert seen[1].evaluation.keys() == {"server", "clients"}
     assert seen[1].evaluation["server"].keys() == {"accuracy", "loss"}
     assert seen[0].metrics["loss"] > seen[4].metrics["loss"]
+
+
+def test_other_models_are_evaluated_by_their_names() -> None:
+    settings = {
+        "local_steps": 1,
+        "mask_scope": "device",
+        "initial_passes": 0,
+        "reconfigure_every": 2,
+    }
+    run = replace(
+        spec(rounds=1, metric="loss", goal="min", on_clients=True),
+        method=MethodSpec(name="prunefl", settings=settings),
+    )
+    held_out = examples(40, seed=9)
+    one = simulation(run, app=ToyApp(two_layers), held_out=held_out)
+    done = one.run_round(1)
+    # Devices that do not know what rounds cost them keep a weight for each unit.
+    assert list(done.evaluation) == ["server", "cut-0.196", "clients"]
+    for where, name in (("server", "global"), ("cut-0.196", "cut-0.196")):
+        model = build_model(ToyApp(two_layers), SEED)
+        assign(model, one.models[name])
+        assert done.evaluation[where] == evaluate(model, ToyApp(two_layers), held_out)
+    assert done.evaluation["server"] != done.evaluation["cut-0.196"]
 
 
 def test_training_helps() -> None:

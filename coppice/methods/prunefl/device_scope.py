@@ -16,7 +16,7 @@ from coppice.masks import density, remask, sparse_weights
 from coppice.method import Task, Update
 from coppice.methods.prunefl.estimate import estimate
 from coppice.methods.prunefl.importance import whole_report
-from coppice.methods.prunefl.order import LayerOrder, cut, shared_order
+from coppice.methods.prunefl.order import LayerOrder, cut, nearest, shared_order
 from coppice.methods.prunefl.pace import find_pace
 from coppice.methods.prunefl.profile import Profile, profile_of
 from coppice.methods.prunefl.reconfigure import prune_share
@@ -128,11 +128,7 @@ class DeviceScope:
         held = fleet.kept.get(client_id)
         if held is None:
             held = {name: layer.kept[0] for name, layer in fleet.profile.layers.items()}
-        kept = {
-            name: min(max(layer.least, held[name]), layer.size)
-            for name, layer in fleet.order.items()
-        }
-        return self._max_steps, kept, False
+        return self._max_steps, nearest(fleet.order, held), False
 
     def aggregate(
         self,

@@ -68,6 +68,11 @@ def cut(order: Order, kept: Mapping[str, int]) -> dict[str, Mask]:
     return {name: _cut(name, layer, kept[name]) for name, layer in order.items()}
 
 
+def nearest(order: Order, kept: Mapping[str, int]) -> dict[str, int]:
+    """The counts of a cut of this order that are nearest to those of one of an older order."""
+    return {name: min(max(layer.least, kept[name]), layer.size) for name, layer in order.items()}
+
+
 def _cut(name: str, layer: LayerOrder, kept: int) -> Mask:
     if not layer.least <= kept <= layer.size:
         raise ValueError(f"a cut of {name} keeps {kept}, not {layer.least} to {layer.size}")

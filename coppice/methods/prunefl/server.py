@@ -13,6 +13,7 @@ from coppice.domain import ClientId, Metrics, Participant
 from coppice.errors import RunFileError
 from coppice.masks import density, full_masks, masked, prunable_names, remask, sparse_weights
 from coppice.method import InitContext, ServerHalf, Task, Update
+from coppice.methods.prunefl.cuts import Cuts
 from coppice.methods.prunefl.device_scope import DeviceScope, FleetState, new_fleet
 from coppice.methods.prunefl.importance import Importance, Tally, whole_report
 from coppice.methods.prunefl.initial import InitialPruning, has_settled
@@ -137,8 +138,11 @@ class Server(ServerHalf[State]):
         return moved, metrics
 
     def models(self, state: State) -> Mapping[str, Weights]:
-        """The one global model."""
-        return {"global": dict(state.parameters) | dict(state.buffers)}
+        """The one global model; with a mask for each device, the cuts that they held last too."""
+        union = dict(state.parameters) | dict(state.buffers)
+        if state.fleet is None:
+            return {"global": union}
+        return Cuts(union, state.fleet.order, state.fleet.kept.values())
 
     # ---- a mask for each device ----
 

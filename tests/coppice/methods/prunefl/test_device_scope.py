@@ -15,15 +15,16 @@ from coppice.app import build_model
 from coppice.device_cost import DeviceCost
 from coppice.domain import ClientId, Participant
 from coppice.errors import RunFileError
+from coppice.masks import density
 from coppice.method import InitContext, Local, Task, Update
 from coppice.methods.prunefl.client import Chosen, Client
 from coppice.methods.prunefl.server import Server, State
 from coppice.methods.prunefl.settings import Settings
 from coppice.simulation import MemoryPrivate
 from coppice.sparse import SparseTensor
-from coppice.tensors import masks_of, weight_group
+from coppice.tensors import dense_tensors, masks_of, weight_group
 from tests.coppice.costs import BASE_BYTES, device_cost
-from tests.coppice.methods.prunefl.small import FIRST, NAMES, SECOND
+from tests.coppice.methods.prunefl.small import DEAR, FIRST, NAMES, SECOND
 from tests.coppice.toys import CAPABILITY, ToyApp, examples, local, two_layers
 
 STEPS = 4
@@ -342,3 +343,29 @@ def test_a_device_that_left_does_not_set_the_next_pace() -> None:
         run.round()
     assert run.state.fleet is not None
     assert run.state.fleet.pace_seconds < before / 10
+
+
+def test_the_cut_that_a_device_would_keep_is_among_the_models() -> None:
+    run = Run({"fast": cost(1), "slow": cost(4), "slower": cost(16)})
+    assert list(run.server.models(run.state)) == ["global"]
+    # The second round reconfigures: then the counts are those of the older order.
+    for _ in range(3):
+        run.round()
+        models = run.server.models(run.state)
+        cohort = [Participant(ClientId(name), CAPABILITY, 12, None) for name in run.costs]
+        for client_id, task in run.server.plan(run.state, cohort, 9).items():
+            weights = run.clients[client_id].model(task, run.local(client_id))
+            share = density(masks_of(weights).values())
+            model = models[f"cut-{share:.3g}"]
+            assert masks_of(model) == masks_of(weights)
+            dense, expected = dense_tensors(model), dense_tensors(weights)
+            assert dense.keys() == expected.keys()
+            assert all(torch.equal(dense[name], expected[name]) for name in expected)
+    assert len(models) > 2
+    assert dense_tensors(models["global"]).keys() == expected.keys()
+
+
+def test_one_mask_for_all_is_one_model() -> None:
+    server = Server(settings(mask_scope="global", round_time=DEAR))
+    state = server.init(InitContext(0, lambda: build_model(APP, 0)))
+    assert list(server.models(state)) == ["global"]
