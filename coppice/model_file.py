@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,7 @@ from coppice.app import build_model, make_app
 from coppice.domain import Workload
 from coppice.errors import InvalidPayload, UnreadableData
 from coppice.files import write_file
+from coppice.masks import density
 from coppice.sparse import Mask, SparseTensor
 from coppice.tensors import Weights, assign, dense_tensors, masks_of
 from coppice.tree import from_plain, to_plain
@@ -38,6 +39,8 @@ class ModelInfo:
     metrics: Mapping[str, float]
     #: Program and version, for people.
     written_by: str
+    #: Share that is kept of the weights on masks, as `save_model` finds it; None without masks.
+    density: float | None = None
 
 
 def save_model(path: Path, weights: Weights, info: ModelInfo) -> None:
@@ -50,7 +53,9 @@ def save_model(path: Path, weights: Weights, info: ModelInfo) -> None:
         name: tensor.detach().contiguous().clone()
         for name, tensor in dense_tensors(weights).items()
     }
-    copies |= {name + _MASK: mask.packed for name, mask in masks_of(weights).items()}
+    masks = masks_of(weights)
+    copies |= {name + _MASK: mask.packed for name, mask in masks.items()}
+    info = replace(info, density=density(masks.values()) if masks else None)
     data = to_bytes(copies, metadata={_KEY: json.dumps(to_plain(info))})
     write_file(path, data, remedy="choose another path")
 

@@ -13,7 +13,7 @@ from typing import Any
 from coppice.errors import CoppiceError, NotRunning, UnreadableData
 from coppice.files import write_file
 from edge_client.console import Console, size_text
-from edge_client.report_text import memory_text, pruning_text, time_text
+from edge_client.report_text import memory_text, pruning_text, ratio_text, time_text
 from edge_client.state_folder import StateFolder
 from edge_client.status import Status, read_status
 
@@ -113,6 +113,7 @@ def _describe(path: Path) -> dict[str, Any]:
             "classes": (workload["data"] or {}).get("classes"),
             "app": (workload["app"] or {}).get("name"),
             "metrics": info["metrics"],
+            "density": info.get("density"),
             "size_bytes": path.stat().st_size,
             "written_by": info["written_by"],
         }
@@ -124,6 +125,8 @@ def _print_model(about: dict[str, Any]) -> None:
     console = Console()
     console.say("model", f"{about['path']}, {size_text(about['size_bytes'])}")
     console.say("run", f"{about['run']}, round {about['round_number']}, by {about['method']}")
+    if about["density"] is not None:
+        console.say("pruned", ratio_text(about["density"]))
     if about["classes"]:
         console.say("classes", ", ".join(about["classes"]))
     if about["metrics"]:

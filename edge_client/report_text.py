@@ -9,7 +9,12 @@ from edge_client.console import size_text
 def pruning_text(report: RoundReport) -> str:
     """How much of the model the device left out, and why: prune ratio 75.0 % (memory-bound)."""
     why = WHY_TEXT[report.why]
-    return f"prune ratio {report.prune_ratio:.1%}".replace("%", " %") + (f" ({why})" if why else "")
+    return ratio_text(report.density) + (f" ({why})" if why else "")
+
+
+def ratio_text(density: float) -> str:
+    """How much is left out where this share of the weights is kept: prune ratio 75.0 %."""
+    return f"prune ratio {1 - density:.1%}".replace("%", " %")
 
 
 def time_text(report: RoundReport) -> str:

@@ -12,10 +12,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from coppice.domain import Forecast, RoundReport, TaskKind
 from coppice.method import Local, Task
-from coppice.model_file import load_model, read_info
+from coppice.model_file import load_model, read_info, save_model
+from coppice.sparse import Mask, SparseTensor
 from edge_client import cli, commands
 from edge_client.model_keeper import ModelKeeper
 from edge_client.ready import ReadyRun
@@ -286,9 +288,22 @@ def test_description_as_json_agrees_with_the_file(
         "classes": ["left", "right"],
         "app": None,
         "metrics": info.metrics,
+        "density": None,
         "size_bytes": saved.model.stat().st_size,
         "written_by": info.written_by,
     }
+
+
+def test_model_on_masks_tells_how_much_of_it_is_left_out(
+    saved: StateFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = read_info(saved.model)
+    kept = SparseTensor(Mask.of(torch.arange(8) < 3), torch.ones(3))
+    save_model(saved.model, {"w": kept}, info)
+    assert run("model", "--state", saved.path) == 0
+    assert "prune ratio 62.5 %" in capsys.readouterr().out
+    run("model", "--state", saved.path, "--json")
+    assert json.loads(capsys.readouterr().out)["density"] == 0.375
 
 
 def test_model_is_copied(
