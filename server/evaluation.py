@@ -46,10 +46,13 @@ class Evaluator:
 
     async def evaluate(
         self, workload: Workload, app_path: Path | None, data: str, state: Path
-    ) -> Metrics:
-        """The metrics of the global model in a saved state."""
+    ) -> dict[str, Metrics]:
+        """The metrics of each model in a saved state, by its name; "global" is there."""
         answer = await self._ask(_request(workload, app_path, data, state))
-        return {name: float(value) for name, value in answer["metrics"].items()}
+        return {
+            model: {name: float(value) for name, value in metrics.items()}
+            for model, metrics in answer["metrics"].items()
+        }
 
     async def close(self) -> None:
         """End the child."""
@@ -139,10 +142,13 @@ class _Child:
         if "global" not in models:
             raise DataError(f"method {workload.method.name} has no global model to evaluate")
         model = build_model(app, workload.seed)
-        assign(model, models["global"])
-        metrics = evaluate(model, app, examples)
-        # A diverged model has metrics that are not finite; those cannot be compared.
-        return {"metrics": {key: value for key, value in metrics.items() if math.isfinite(value)}}
+        found = {}
+        for name, weights in models.items():
+            assign(model, weights)
+            metrics = evaluate(model, app, examples)
+            # A diverged model has metrics that are not finite; those cannot be compared.
+            found[name] = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        return {"metrics": found}
 
     def _examples(self, request: Mapping[str, Any], workload: Workload) -> tuple[App, Examples]:
         key = (request["workload"], request["app"], request["data"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from coppice.domain import BlobRef, Metrics
 from coppice.errors import AppError, DataError
@@ -48,8 +48,18 @@ class Judge:
         for task in self._evaluations:
             task.cancel()
 
-    async def record(self, round_number: int, where: str, metrics: Metrics, state: BlobRef) -> None:
-        """Store an evaluation; the server's decides where there is one, else the clients'."""
+    async def record(
+        self,
+        round_number: int,
+        where: str,
+        metrics: Metrics,
+        state: BlobRef,
+        others: Mapping[str, Metrics] | None = None,
+    ) -> None:
+        """Store an evaluation; the server's decides where there is one, else the clients'.
+
+        `others` are those of the state's other models, by name, which decide nothing.
+        """
         evaluation, target = self._spec.evaluation, self._spec.stop.target
         judges = where == "server" or evaluation.data is None
         value = metrics.get(evaluation.metric) if judges else None
@@ -57,6 +67,8 @@ class Judge:
         if value is not None and evaluation.better(value, self.best and self.best[1]):
             self.best, best = (round_number, value, state), (value, state)
         text = f"round {round_number} evaluated on {where}" + shown(metrics)
+        for name, measured in (others or {}).items():
+            text += f"; {name}" + shown(measured)
         await self._resources.write(
             self._resources.store.record_evaluation,
             self._run_id,
@@ -64,6 +76,7 @@ class Judge:
             where,
             metrics,
             best,
+            others or {},
             events=[NewEvent("evaluation_done", text, self._run_id, round_number)],
         )
         reached = value is not None and target is not None and evaluation.reaches(value, target)
@@ -74,7 +87,7 @@ class Judge:
         app_path = None if spec.app is None else resources.app_path(spec.app.digest)
         assert spec.evaluation.data is not None
         try:
-            metrics = await resources.evaluator.evaluate(
+            measured = await resources.evaluator.evaluate(
                 spec.workload, app_path, spec.evaluation.data, resources.blobs.path(state.digest)
             )
         except (DataError, AppError) as error:
@@ -83,7 +96,8 @@ class Judge:
             await resources.write(resources.store.append, events=[event])
             self._tell(EvaluationDone(round_number, "server", False))
             return
-        await self.record(round_number, "server", metrics, state)
+        metrics = measured.pop("global")
+        await self.record(round_number, "server", metrics, state, measured)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._evaluations[task]

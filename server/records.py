@@ -84,6 +84,8 @@ class EvaluationRecord:
     #: "server" or "clients".
     where: str
     metrics: Metrics
+    #: The same of the state's other models (`ServerHalf.models`) by name, on the server only.
+    others: Mapping[str, Metrics]
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,12 @@ def _show(arguments: argparse.Namespace) -> None:
         return
     print(f"run {run_id}: {run['spec']['name']}, {run['state']}" + _because(run["reason"]))
     print(f"rounds: {_progress(run)}; best: {_best(run)}\n")
-    print(_rounds(shown["rounds"], shown["evaluations"], run["spec"]["evaluation"]["metric"]))
+    metric = run["spec"]["evaluation"]["metric"]
+    print(_rounds(shown["rounds"], shown["evaluations"], metric))
+    # Which models there are may change with each evaluation.
+    last = next((item for item in reversed(shown["evaluations"]) if item["others"]), None)
+    if last is not None:
+        print("\n" + _models(last, metric))
     if shown["reports"]:
         print("\n" + report_table(shown["reports"]))
     if arguments.ledger:
@@ -231,6 +236,16 @@ def _rounds(
         for item in rounds
     ]
     return table(("round", "state", "updates", metric, "down", "up", "seconds"), rows)
+
+
+def _models(evaluation: Mapping[str, Any], metric: str) -> str:
+    """The model that decides, beside the others."""
+    measured = {"global": evaluation["metrics"], **evaluation["others"]}
+    names = sorted(evaluation["metrics"], key=lambda name: name != metric)
+    return table(
+        (f"model of round {evaluation['round_number']}", *names),
+        [(model, *map(metrics.get, names)) for model, metrics in measured.items()],
+    )
 
 
 def _duration(item: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ reading for any.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
@@ -171,6 +171,7 @@ class Store(StoreReports):
         where: str,
         metrics: Metrics,
         best: tuple[float, BlobRef] | None = None,
+        others: Mapping[str, Metrics] | None = None,
         *,
         now: float,
         events: Sequence[NewEvent] = (),
@@ -180,13 +181,16 @@ class Store(StoreReports):
         Args:
             where: "server" or "clients"; the latter closes the round's tasks of kind evaluate.
             best: Value and state, when the model is the run's best so far.
+            others: What the other models of the round's state are worth, by name.
         """
         key = {"run_id": run_id, "round_number": round_number, "place": where}
         with self._write() as connection:
             if connection.execute(select(tables.evaluations).filter_by(**key)).first() is not None:
                 return
             connection.execute(
-                insert(tables.evaluations).values(**key, metrics=metrics, evaluated_at=now)
+                insert(tables.evaluations).values(
+                    **key, metrics=metrics, others=others or {}, evaluated_at=now
+                )
             )
             if where == ON_CLIENTS:
                 close_tasks(connection, run_id, round_number, TaskKind.EVALUATE)

@@ -134,7 +134,7 @@ class StoreReader:
         )
         with self._database.read() as connection:
             return [
-                EvaluationRecord(row.run_id, row.round_number, row.place, row.metrics)
+                EvaluationRecord(row.run_id, row.round_number, row.place, row.metrics, row.others)
                 for row in connection.execute(query)
             ]
 

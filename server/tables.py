@@ -191,6 +191,7 @@ evaluations = Table(
     Column("round_number", Integer, primary_key=True, autoincrement=False),
     Column("place", WORD, primary_key=True),
     Column("metrics", Plain(Mapping[str, float]), nullable=False),
+    Column("others", Plain(Mapping[str, Mapping[str, float]]), nullable=False),
     Column("evaluated_at", Double, nullable=False),
 )
 

@@ -21,6 +21,8 @@ from coppice.domain import (
     StopSpec,
 )
 from coppice.masks import masked, prunable_names
+from coppice.method import InitContext, server_half
+from coppice.methods.prunefl.server import State
 from coppice.model_file import ModelInfo, save_model
 from coppice.sparse import Mask
 from coppice.tensors import parameters_of
@@ -85,6 +87,24 @@ def on_masks(blobs: Blobs, folder: Path) -> RunSpec:
     save_model(path, masked(parameters, masks), info)
     method = MethodSpec(name="lottery", settings={"local_steps": 0})
     return replace(SPEC, method=method, warm_start=blobs.put(path.read_bytes()))
+
+
+def with_cuts() -> tuple[RunSpec, State]:
+    """PruneFL with a mask for each device: two of them hold 8 and 14 of the 20 weights."""
+    settings = {
+        "local_steps": 1,
+        "mask_scope": "device",
+        "initial_passes": 0,
+        "reconfigure_every": 2,
+    }
+    method = MethodSpec(name="prunefl", settings=settings)
+    half = server_half(method)
+    app = make_app(SPEC.workload)
+    state = half.init(InitContext(SPEC.seed, lambda: build_model(app, SPEC.seed)))
+    first, last = state.fleet.order
+    kept = {A: {first: 6, last: 2}, B: {first: 9, last: 5}}
+    fleet = replace(state.fleet, kept=kept)
+    return replace(SPEC, method=method), replace(state, fleet=fleet)
 
 
 def tell(machine: RoundMachine, *events: Event) -> list[Instruction]:

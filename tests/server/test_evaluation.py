@@ -15,8 +15,10 @@ from coppice import tree
 from coppice.app import app_digest, build_model, make_app
 from coppice.domain import AppSpec
 from coppice.errors import AppError, AppMismatch, DataError
+from coppice.method import server_half
 from coppice.methods.fedavg.server import State
-from coppice.tensors import buffers_of, parameters_of
+from coppice.tensors import assign, buffers_of, parameters_of
+from coppice.training import evaluate
 from server.evaluation import Evaluator
 from tests.server.evaluation_samples import (
     WORKLOAD,
@@ -26,6 +28,7 @@ from tests.server.evaluation_samples import (
     evaluating,
     write_data,
 )
+from tests.server.run_samples import with_cuts
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +68,31 @@ class TestAnswers:
         async def scene(evaluator: Evaluator) -> None:
             assert await evaluator.check(WORKLOAD, None, str(data)) == 8
             metrics = await evaluator.evaluate(WORKLOAD, None, str(data), state)
-            assert metrics["accuracy"] == 0.75
-            assert metrics["loss"] > 0
+            assert metrics.keys() == {"global"}
+            assert metrics["global"]["accuracy"] == 0.75
+            assert metrics["global"]["loss"] > 0
+
+        run(scene)
+
+    def test_every_model_of_a_state_is_evaluated(
+        self, run: Run, tmp_path: Path, data: Path
+    ) -> None:
+        spec, state = with_cuts()
+        path = tmp_path / "state"
+        path.write_bytes(tree.save(state))
+        app = make_app(spec)
+        expected = {}
+        for name, weights in server_half(spec.method).models(state).items():
+            model = build_model(app, spec.seed)
+            assign(model, weights)
+            expected[name] = evaluate(model, app, app.load(data))
+        assert len({metrics["loss"] for metrics in expected.values()}) == 3
+
+        async def scene(evaluator: Evaluator) -> None:
+            found = await evaluator.evaluate(spec.workload, None, str(data), path)
+            assert list(found) == ["global", "cut-0.4", "cut-0.7"]
+            for name, metrics in found.items():
+                assert metrics == pytest.approx(expected[name])
 
         run(scene)
 
@@ -106,7 +132,7 @@ class TestAnswers:
         async def scene(evaluator: Evaluator) -> None:
             assert await evaluator.check(app.workload, app.path, app.data) == 5
             metrics = await evaluator.evaluate(app.workload, app.path, app.data, app.state)
-            assert metrics == {"error": 0.25, "count": 5.0}
+            assert metrics == {"global": {"error": 0.25, "count": 5.0}}
 
         run_alone(scene)
         said = capfd.readouterr()
@@ -122,7 +148,7 @@ class TestAnswers:
 
         async def scene(evaluator: Evaluator) -> None:
             metrics = await evaluator.evaluate(app.workload, app.path, app.data, app.state)
-            assert metrics == {"count": 5.0}
+            assert metrics == {"global": {"count": 5.0}}
 
         run(scene)
 

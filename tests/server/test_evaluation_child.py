@@ -71,7 +71,7 @@ class TestDeath:
                 await work
             app.hold.unlink()
             metrics = await evaluator.evaluate(app.workload, app.path, app.data, app.state)
-            assert metrics["error"] == 0.25
+            assert metrics["global"]["error"] == 0.25
 
         run(scene)
 

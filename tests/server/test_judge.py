@@ -78,17 +78,18 @@ class TestEvaluationOnTheServer:
         spec: RunSpec,
         verdicts: list[Metrics | Exception],
         check: Callable[[Host], None],
+        others: dict[str, Metrics] | None = None,
     ) -> None:
-        """A run of one device, whose rounds are evaluated like this."""
+        """A run of one device, whose rounds are evaluated like this; `others` in every round."""
 
         async def scene(host: Host) -> None:
-            async def evaluate(*arguments: Any) -> Metrics:
+            async def evaluate(*arguments: Any) -> dict[str, Metrics]:
                 assert arguments[2] == "/data/test"
                 assert arguments[3].is_file()
                 verdict = verdicts.pop(0)
                 if isinstance(verdict, Exception):
                     raise verdict
-                return verdict
+                return {"global": verdict, **(others or {})}
 
             monkeypatch.setattr(host.resources.evaluator, "evaluate", evaluate)
             async with host.devices("a") as (a,):
@@ -112,6 +113,28 @@ class TestEvaluationOnTheServer:
         spec = replace(EVALUATED, stop=StopSpec(rounds=3))
         values: list[Metrics | Exception] = [{"accuracy": x} for x in (0.5, 0.9, 0.9)]
         self.run(tmp_path, monkeypatch, spec, values, check)
+
+    def test_of_other_models_is_stored_and_decides_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        others: dict[str, Metrics] = {"cut-0.1": {"accuracy": 0.95}, "cut-0.5": {"accuracy": 0.9}}
+
+        def check(host: Host) -> None:
+            run = host.store.run(1)
+            assert (run.state, run.best_round, run.best_value) == ("finished", 1, 0.5)
+            assert run.reason == "all 2 rounds are done"
+            found = host.store.evaluations(1)
+            assert [dict(item.metrics) for item in found] == [{"accuracy": 0.5}, {"accuracy": 0.4}]
+            assert [item.others for item in found] == [others, others]
+            texts = [event.text for event in host.events if event.kind == "evaluation_done"]
+            assert texts[0] == (
+                "round 1 evaluated on server, accuracy 0.5; "
+                "cut-0.1, accuracy 0.95; cut-0.5, accuracy 0.9"
+            )
+
+        spec = replace(EVALUATED, stop=StopSpec(rounds=2, target=0.8))
+        values: list[Metrics | Exception] = [{"accuracy": 0.5}, {"accuracy": 0.4}]
+        self.run(tmp_path, monkeypatch, spec, values, check, others)
 
     def test_without_the_metric_decides_nothing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -149,8 +172,8 @@ class TestEvaluationOnTheServer:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def scene(host: Host) -> None:
-            async def evaluate(*_: Any) -> Metrics:
-                return {"accuracy": 1.0}
+            async def evaluate(*_: Any) -> dict[str, Metrics]:
+                return {"global": {"accuracy": 1.0}}
 
             def fail(*_: Any, **__: Any) -> None:
                 raise DiskFull("the disk")
@@ -176,13 +199,13 @@ class TestEvaluationOnTheServer:
             third = asyncio.Event()
             states: list[Path] = []
 
-            async def evaluate(*arguments: Any) -> Metrics:
+            async def evaluate(*arguments: Any) -> dict[str, Metrics]:
                 states.append(arguments[3])
                 if len(states) == 3:
                     third.set()
                 await third.wait()
                 assert arguments[3].is_file()
-                return {"accuracy": 0.5}
+                return {"global": {"accuracy": 0.5}}
 
             monkeypatch.setattr(host.resources.evaluator, "evaluate", evaluate)
             async with host.devices("a") as (a,):
@@ -204,10 +227,10 @@ class TestEvaluationOnTheServer:
             evaluating, go_on, saving = asyncio.Event(), asyncio.Event(), asyncio.Event()
             compute = host.resources.threads.compute
 
-            async def evaluate(*_: Any) -> Metrics:
+            async def evaluate(*_: Any) -> dict[str, Metrics]:
                 evaluating.set()
                 await go_on.wait()
-                return {"accuracy": 1.0}
+                return {"global": {"accuracy": 1.0}}
 
             async def held(work: Callable[[], Any]) -> Any:
                 if getattr(work, "func", work).__name__ == "export":

@@ -16,6 +16,7 @@ from sqlalchemy import inspect
 
 from coppice.errors import StoreUnusable
 from server import database
+from server.records import EvaluationRecord
 from server.store import Store
 from server.tables import metadata
 from tests.server.store_samples import NOON, SPEC, blob
@@ -85,7 +86,7 @@ def test_migrating_again_changes_nothing(store: Store, path: Path) -> None:
     assert store.run(run_id).spec == SPEC
 
 
-def test_tasks_of_the_first_version_are_kept(
+def test_what_the_first_version_stored_is_kept(
     store: Store, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     early = shutil.copytree(database._MIGRATIONS, tmp_path / "early")
@@ -114,6 +115,9 @@ def test_tasks_of_the_first_version_are_kept(
             "received_at, counted) VALUES (1, 'u', 3, 10, 5, '{}', ?, 0)",
             (NOON + 50,),
         )
+        connection.execute(
+            "INSERT INTO evaluations VALUES (?, 1, 'server', '{\"loss\":0.5}', ?)", (run_id, NOON)
+        )
     store.migrate()
     tasks = store.tasks(run_id, 1)
     assert [(task.client_id, task.masks, task.deadline_at) for task in tasks] == [
@@ -124,6 +128,7 @@ def test_tasks_of_the_first_version_are_kept(
     assert update is not None
     # What nobody knows any more: it counts as no time.
     assert (update.masks, update.offered_at) == (None, NOON + 60)
+    assert store.evaluations(run_id) == [EvaluationRecord(run_id, 1, "server", {"loss": 0.5}, {})]
     # And the old round goes on.
     store.store_update(2, blob("c"), 1, 1, {}, NOON + 55)
     assert len(store.updates(run_id, 1)) == 2

@@ -25,8 +25,8 @@ def show(api: Api, **run: object) -> None:
         "/runs/3": RUN | run,
         "/runs/3/rounds?after=2": [ROUND],
         "/runs/3/evaluations": [
-            {"round_number": 12, "where": "server", "metrics": {"accuracy": 0.5}},
-            {"round_number": 12, "where": "clients", "metrics": {"accuracy": 0.25}},
+            {"round_number": 12, "where": "server", "metrics": {"accuracy": 0.5}, "others": {}},
+            {"round_number": 12, "where": "clients", "metrics": {"accuracy": 0.25}, "others": {}},
         ],
         "/runs/3/ledger": [LEDGER],
         "/runs/3/reports?newest=true&limit=1000": [],
@@ -111,6 +111,28 @@ class TestShow:
         ]  # fmt: skip
         main(["run", "show", "3", "--json"])
         assert json.loads(capsys.readouterr().out)["reports"] == [REPORT]
+
+    def test_tells_of_all_models_of_the_newest_evaluation(
+        self, api: Api, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        show(api)
+        measured = {"loss": 1.5, "accuracy": 0.75}
+        api.answers["/runs/3/evaluations"] = [
+            {
+                "round_number": number,
+                "where": "server",
+                "metrics": measured,
+                "others": {f"cut-0.{number}": {"accuracy": 0.625}},
+            }
+            for number in (11, 12)
+        ]
+        main(["run", "show", "3"])
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-4].split() == ["model", "of", "round", "12", "accuracy", "loss"]
+        assert [line.split() for line in lines[-2:]] == [
+            ["global", "0.7500", "1.5000"],
+            ["cut-0.12", "0.6250", "-"],
+        ]
 
     def test_ledger_is_shown_when_asked_for(
         self, api: Api, capsys: pytest.CaptureFixture[str]

@@ -245,14 +245,15 @@ class TestEvaluations:
         run_id = start(store)
         store.commit_round(run_id, 1, blob("1"), {}, [], NOON)
         best = (0.5, blob("1"))
-        store.record_evaluation(run_id, 1, "server", {"accuracy": 0.5}, best, now=NOON)
+        others = {"cut-0.5": {"accuracy": 0.4}, "cut-0.1": {}}
+        store.record_evaluation(run_id, 1, "server", {"accuracy": 0.5}, best, others, now=NOON)
         store.record_evaluation(
-            run_id, 1, "server", {"accuracy": 0.9}, (0.9, blob("9")), now=NOON, events=[EVENT]
+            run_id, 1, "server", {"accuracy": 0.9}, (0.9, blob("9")), {}, now=NOON, events=[EVENT]
         )
         store.record_evaluation(run_id, 1, "clients", {"accuracy": 0.4}, now=NOON)
         assert store.evaluations(run_id) == [
-            EvaluationRecord(run_id, 1, "clients", {"accuracy": 0.4}),
-            EvaluationRecord(run_id, 1, "server", {"accuracy": 0.5}),
+            EvaluationRecord(run_id, 1, "clients", {"accuracy": 0.4}, {}),
+            EvaluationRecord(run_id, 1, "server", {"accuracy": 0.5}, others),
         ]
         run = store.run(run_id)
         assert (run.best_round, run.best_value, run.best_blob) == (1, 0.5, blob("1"))
