@@ -44,9 +44,19 @@ class Resources:
         self.announcer.publish(events)
         return result
 
-    def model_path(self, run_id: int, name: str) -> Path:
-        """Where the model of a run is once the run has ended."""
-        return self.models_folder / f"{run_id}-{name}.safetensors"
+    def model_path(self, run_id: int, name: str, model: str = "global") -> Path:
+        """Where a model of a run is once the run has ended; `name` is the run's."""
+        other = "" if model == "global" else f".{model}"
+        return self.models_folder / f"{run_id}-{name}{other}.safetensors"
+
+    def model_names(self, run_id: int, name: str) -> list[str]:
+        """The models that a run has left, "global" first; none before it has ended."""
+        saved = self.model_path(run_id, name)
+        others = sorted(
+            path.name[len(saved.stem) + 1 : -len(saved.suffix)]
+            for path in self.models_folder.glob(f"{saved.stem}.*{saved.suffix}")
+        )
+        return ["global", *others] if saved.is_file() else []
 
     def app_path(self, digest: str) -> Path:
         """Where the server keeps its copy of an app module."""

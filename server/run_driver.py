@@ -276,18 +276,17 @@ class RunDriver:
         await self._write(self._store.end_run, state, reason, events=[event])
 
     async def _export(self) -> None:
-        """Save the best round's model, or the last one's, where people find it."""
+        """Save the best round's models, or the last one's, where people find them."""
         read, run_id = self._resources.threads.store, self.run_id
         record = await read(partial(self._store.run, run_id))
         round_number, _, state = self._judge.best or (record.round_number, None, self._known_state)
         evaluations = {
-            item.where: item.metrics
+            item.where: item
             for item in await read(partial(self._store.evaluations, run_id))
             if item.round_number == round_number
         }
-        path = self._resources.model_path(self.run_id, self.spec.name)
-        metrics = evaluations.get("server") or evaluations.get("clients") or {}
-        export = partial(self._work.export, state, path, round_number, metrics)
+        path = partial(self._resources.model_path, self.run_id, self.spec.name)
+        export = partial(self._work.export, state, path, round_number, evaluations)
         await self._resources.threads.compute(export)
 
     # ---- small things ----

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from coppice.model_file import ModelInfo, load_weights, save_model
 from coppice.wire import payload as wire
 from coppice.wire.exchange import Known, TaskEncoder, known_masks
 from server.blobs import Blobs
-from server.records import NewTask, UpdateRecord
+from server.records import EvaluationRecord, NewTask, UpdateRecord
 
 
 class RunWork:
@@ -88,19 +88,32 @@ class RunWork:
         )
         return self._blobs.put(tree.save(self._state)), metrics
 
-    def export(self, ref: BlobRef, path: Path, round_number: int, metrics: Metrics) -> bool:
-        """Save the global model of a stored state as a model file; False when there is none."""
+    def export(
+        self,
+        ref: BlobRef,
+        path: Callable[[str], Path],
+        round_number: int,
+        evaluations: Mapping[str, EvaluationRecord],
+    ) -> None:
+        """Save the models of a stored state, if there are any, as files at their names' paths.
+
+        `evaluations` are those of the round by where they were done.
+        """
         models = self._half.models(self._load(ref))
-        if "global" not in models:
-            return False
-        info = ModelInfo(
-            workload=self._spec.workload,
-            round_number=round_number,
-            metrics=metrics,
-            written_by=f"fedserver {__version__}",
-        )
-        save_model(path, models["global"], info)
-        return True
+        metrics: dict[str, Metrics] = {}
+        if (done := evaluations.get("server")) is not None:
+            metrics = {"global": done.metrics, **done.others}
+        # Where there are others, clients have measured what each of them holds.
+        elif (done := evaluations.get("clients")) is not None and len(models) == 1:
+            metrics = {"global": done.metrics}
+        for name, weights in models.items():
+            info = ModelInfo(
+                workload=self._spec.workload,
+                round_number=round_number,
+                metrics=metrics.get(name, {}),
+                written_by=f"fedserver {__version__}",
+            )
+            save_model(path(name), weights, info)
 
     def _load(self, ref: BlobRef) -> Any:
         return tree.load(self._half.state_type, bytes(self._blobs.read(ref.digest)))

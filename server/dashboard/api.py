@@ -43,6 +43,8 @@ RunId = Annotated[int, InPath(ge=1, le=_MAX_KEY)]
 After = Annotated[int, Query(ge=0, le=_MAX_KEY)]
 Limit = Annotated[int, Query(ge=1, le=_PAGE)]
 
+ModelName = Annotated[str, Query(max_length=63)]
+
 #: Run file, its folder and the app module → number of the queued run (`server.submission`).
 Submit = Callable[[str, str, str | None], Awaitable[int]]
 
@@ -187,15 +189,25 @@ def _runs(coordinator: Coordinator, resources: Resources, submit: Submit) -> API
         """The run's lines after line `after`, in order: the first ones, or the newest."""
         return store.events(store.run(run_id).run_id, after, limit, newest=newest)
 
-    @routes.get("/{run_id}/model", response_class=FileResponse)
-    def model(run_id: RunId) -> FileResponse:
-        """The model of a run that has ended, as a safetensors file."""
+    @routes.get("/{run_id}/models")
+    def models(run_id: RunId) -> list[str]:
+        """The names of the models of a run that has ended, "global" first."""
         record = store.run(run_id)
-        path = resources.model_path(run_id, record.spec.name)
+        return [] if record.ended_at is None else resources.model_names(run_id, record.spec.name)
+
+    @routes.get("/{run_id}/model", response_class=FileResponse)
+    def model(run_id: RunId, name: ModelName = "global") -> FileResponse:
+        """A model of a run that has ended, as a safetensors file."""
+        record = store.run(run_id)
         if record.ended_at is None:
             raise UnknownBlob(f"run {run_id} has no model yet; it is saved when the run ends")
-        if not path.is_file():
+        # A name that is not in the list never becomes part of a path.
+        known = resources.model_names(run_id, record.spec.name)
+        if not known:
             raise UnknownBlob(f"run {run_id} ended without a model")
+        if name not in known:
+            raise UnknownBlob(f"run {run_id} has no model {name!r}, but {', '.join(known)}")
+        path = resources.model_path(run_id, record.spec.name, name)
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
     return routes

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
-from coppice.domain import ClientId
+from coppice.domain import ClientId, EvaluationSpec, Metrics
 from server.records import NewEvent
 from tests.server.dashboard.stage import CAPABILITY, PATIENCE_SECONDS, SPEC, Stage, Theatre
 
@@ -153,6 +153,52 @@ def test_a_device_shows_what_its_last_round_took(browser: Browser, theatre: Thea
         expect(row.nth(7)).to_have_attribute("title", "under-voltage, throttled")
         cool = table.locator("tbody tr").filter(has_text="pi-1").locator("td")
         expect(cool.nth(7)).to_have_text("")
+
+
+def test_all_models_are_listed_with_what_they_are_worth(
+    browser: Browser, theatre: Theatre, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = {"cut-0.127": {"accuracy": 0.625, "loss": 1.5}, "cut-0.5": {"accuracy": 0.75}}
+
+    async def judged(stage: Stage) -> int:
+        async def evaluate(*_: object) -> dict[str, Metrics]:
+            return {"global": {"accuracy": 0.875, "loss": 0.5}, **cuts}
+
+        monkeypatch.setattr(stage.resources.evaluator, "evaluate", evaluate)
+        evaluation = EvaluationSpec(data="/data", on_clients=True)
+        return await stage.coordinator.submit(replace(SPEC, evaluation=evaluation))
+
+    run_id = theatre.do(judged)
+    theatre.do(lambda stage: stage.enter("pi-1", "pi-2", "pi-3"))
+    with opened(browser, theatre) as page:
+        expect(page.locator("#clients-about")).to_contain_text("3 working")
+        expect(page.locator("#models")).to_be_hidden()
+
+        async def first_round(stage: Stage) -> None:
+            stage.let(3)
+
+        theatre.do(first_round)
+        expect(page.locator("#models-about")).to_have_text("after round 1")
+        table = page.locator("#models-table")
+        expect(table.locator("thead")).to_have_text("ModelAccuracyLoss")
+        assert [re.split(r"\t", row) for row in rows(page, "models-table")] == [
+            ["global", "87.5 %", "0.5"],
+            ["cut-0.127", "62.5 %", "1.5"],
+            ["cut-0.5", "75.0 %", "\N{EN DASH}"],
+        ]
+        for name in cuts:
+            theatre.stage.resources.model_path(run_id, "digits", name).touch()
+        theatre.do(finish)
+        # The first round was as good as the others, and is the one that is saved.
+        expect(page.locator("#run-state")).to_have_text("finished")
+        expect(table.locator("thead")).to_have_text("ModelAccuracyLossFile")
+        expect(page.locator("#models-about")).to_have_text("after round 1")
+        links = [link.get_attribute("href") for link in table.locator("a").all()]
+        assert links == [
+            f"api/runs/{run_id}/model?name={name}" for name in ("global", "cut-0.127", "cut-0.5")
+        ]
+        # The curves stay those of the model that decides.
+        expect(page.locator("#metric-chart path.line")).to_have_count(2)
 
 
 def test_the_curve_tells_its_numbers(browser: Browser, theatre: Theatre) -> None:

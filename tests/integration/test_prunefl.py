@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from coppice import tree
 from coppice.methods.prunefl.server import State
-from coppice.tensors import Weights
+from coppice.model_file import load_weights, read_info
+from coppice.tensors import Weights, dense_tensors
 from server.blobs import Blobs
-from tests.integration.fleet import Fleet, Server
+from tests.integration.fleet import Fleet, Server, call, until
 from tests.integration.runs import app_file, as_bytes, run_file, saved, simulated
 
 
@@ -123,3 +126,41 @@ def assert_as_simulated(server: Server, run_id: int, text: str, digits: dict[str
     rows = server.ledger(run_id)
     assert {row["outcome"] for row in rows} == {"counted"}
     assert saved(server.model(run)) == simulated(text, digits)
+
+
+def test_each_devices_cut_is_evaluated_and_left_as_a_file(
+    fleet: Fleet, digits: dict[str, Path]
+) -> None:
+    server = fleet.server
+    text = run_file(
+        method='{ name = "prunefl", local_steps = 5, batch_size = 8, initial_passes = 0, '
+        'reconfigure_every = 2, mask_scope = "device" }',
+        evaluation=f'{{ data = "{digits["pi-1"]}" }}',
+    )
+    run = server.finished(server.submit(text))
+    evaluations = server.api.get(f"/runs/{run['run_id']}/evaluations")
+    assert [item["where"] for item in evaluations] == ["server"] * 3
+    best = next(item for item in evaluations if item["round_number"] == run["best_round"])
+    assert best["metrics"]["accuracy"] == run["best_value"]
+    assert best["others"]
+    models = server.api.get(f"/runs/{run['run_id']}/models")
+    assert set(models) == {"global", *best["others"]}
+    path = server.model(run)
+    whole = load_weights(path)
+    for name, measured in best["others"].items():
+        file = path.with_name(f"{path.stem}.{name}{path.suffix}")
+        info, weights = read_info(file), load_weights(file)
+        assert info.metrics == measured
+        assert name == f"cut-{info.density:.3g}"
+        for key, item in dense_tensors(weights).items():
+            full = dense_tensors(whole)[key]
+            assert torch.equal(item, full * (item != 0) if key in MLP else full)
+
+    def has_kept_its_cut() -> bool:
+        state = fleet.devices["pi-3"].state
+        told = call("edge_client", "model", "--json", "--state", state)
+        about = json.loads(told.out) if told.code == 0 else {"round_number": 0, "density": 0.0}
+        is_best = about["round_number"] == run["best_round"]
+        return is_best and f"cut-{about['density']:.3g}" in best["others"]
+
+    until(has_kept_its_cut, "the device keeps its own cut")

@@ -14,7 +14,7 @@ from coppice import tree
 from coppice.app import build_model, make_app
 from coppice.domain import BlobRef, ClientId, MethodSpec, Metrics, Participant, RunSpec, TaskKind
 from coppice.errors import InvalidPayload, UnknownBlob
-from coppice.method import Task, Update
+from coppice.method import Task, Update, server_half
 from coppice.methods.fedavg.server import State
 from coppice.model_file import load_model, load_weights, read_info
 from coppice.sparse import SparseTensor
@@ -31,11 +31,11 @@ from coppice.tensors import (
 from coppice.wire import payload as wire
 from coppice.wire.exchange import Known, known_masks
 from server.blobs import Blobs
-from server.records import NewTask, UpdateRecord
+from server.records import EvaluationRecord, NewTask, UpdateRecord
 from server.run_work import RunWork
 from tests.server import toy_method
 from tests.server.host import filled
-from tests.server.run_samples import CAPABILITY, SPEC, A, B, on_masks
+from tests.server.run_samples import CAPABILITY, SPEC, A, B, on_masks, with_cuts
 from tests.server.store_samples import NOON
 from tests.server.toy_method import Toy
 
@@ -264,7 +264,7 @@ class TestMasks:
     def test_are_saved_with_the_model(self, blobs: Blobs, spec: RunSpec, tmp_path: Path) -> None:
         work = RunWork(spec, blobs)
         path = tmp_path / "model.safetensors"
-        assert work.export(work.init_state(None), path, 1, {})
+        work.export(work.init_state(None), {"global": path}.__getitem__, 1, {})
         found = [item for item in load_weights(path).values() if isinstance(item, SparseTensor)]
         assert len(found) == 2
 
@@ -320,7 +320,8 @@ class TestExport:
     ) -> None:
         path = tmp_path / "model.safetensors"
         ref = RunWork(SPEC, blobs).init_state(None)
-        assert work.export(ref, path, 12, {"accuracy": 0.5})
+        clients = EvaluationRecord(1, 12, "clients", {"accuracy": 0.5}, {})
+        work.export(ref, {"global": path}.__getitem__, 12, {"clients": clients})
         info = read_info(path)
         assert (info.workload, info.round_number) == (SPEC.workload, 12)
         assert info.metrics == {"accuracy": 0.5}
@@ -335,5 +336,30 @@ class TestExport:
         monkeypatch.setattr("server.run_work.server_half", lambda _: Toy())
         toy = RunWork(SPEC, blobs)
         path = tmp_path / "model.safetensors"
-        assert not toy.export(toy.init_state(None), path, 1, {})
+        toy.export(toy.init_state(None), {"global": path}.__getitem__, 1, {})
         assert not path.exists()
+
+    @pytest.mark.parametrize("where", ["server", "clients"])
+    def test_saves_each_model_with_what_was_measured_of_it(
+        self, blobs: Blobs, tmp_path: Path, where: str
+    ) -> None:
+        spec, state = with_cuts()
+        done = EvaluationRecord(1, 2, where, {"accuracy": 0.9}, {"cut-0.4": {"accuracy": 0.6}})
+        RunWork(spec, blobs).export(
+            blobs.put(tree.save(state)), tmp_path.joinpath, 2, {where: done}
+        )
+        infos = {path.name: read_info(path) for path in tmp_path.iterdir() if path.is_file()}
+        assert {name: info.density for name, info in infos.items()} == {
+            "global": 1.0,
+            "cut-0.4": 0.4,
+            "cut-0.7": 0.7,
+        }
+        metrics = {name: info.metrics for name, info in infos.items() if info.metrics}
+        # Clients have measured their cuts, not the global model.
+        assert metrics == (
+            {"global": {"accuracy": 0.9}, "cut-0.4": {"accuracy": 0.6}} if where == "server" else {}
+        )
+        half = server_half(spec.method)
+        for name, weights in half.models(state).items():
+            saved = dense_tensors(load_weights(tmp_path / name))
+            assert equal(saved, dense_tensors(weights))

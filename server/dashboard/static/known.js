@@ -5,6 +5,8 @@ export const known = {
   /** The run that is shown; null while there is none. */
   runId: null,
   rounds: [], evaluations: [],
+  /** Names of the models that the run has left; none before it has ended. */
+  models: [],
 };
 /** The server's clock minus this device's, in seconds. */
 let clockOffset = 0;
@@ -54,6 +56,9 @@ export const load = {
     const fresh = await get(`runs/${known.runId}/evaluations?after=${after}`);
     known.evaluations = known.evaluations.filter((item) => item.round_number <= after).concat(fresh);
   },
+  async models() {
+    known.models = run().ended_at === null ? [] : await get(`runs/${known.runId}/models`);
+  },
   async log() {
     // The newest run shares its time with what happens to clients; an old one has only its own lines.
     const newest = known.runId === null || known.runId === (known.status.run_id ?? last(known.runs).run_id);
@@ -63,4 +68,4 @@ export const load = {
     known.log = known.log.concat(fresh).slice(-LOG_LINES);
   },
 };
-export const OF_A_RUN = ["rounds", "evaluations"];
+export const OF_A_RUN = ["rounds", "evaluations", "models"];

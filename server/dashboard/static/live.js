@@ -5,11 +5,11 @@ import { OF_A_RUN, known, last, load } from "./known.js";
 
 /** What has changed after an event of this kind; the log always has. */
 const CHANGES = {
-  listening: ["status", "runs", "clients", "rounds", "evaluations"],
+  listening: ["status", "runs", "clients", ...OF_A_RUN],
   run_submitted: ["runs"],
   run_started: ["status", "runs"],
   run_resumed: ["status", "runs"],
-  run_ended: ["status", "runs", "rounds", "evaluations"],
+  run_ended: ["status", "runs", ...OF_A_RUN],
   tasks_committed: ["status", "clients", "rounds"],
   update_stored: ["status", "clients", "rounds"],
   aggregation_started: ["status"],

@@ -15,6 +15,7 @@ function draw() {
   if (shown) {
     drawRun(shown);
     drawCharts(shown);
+    drawModels(shown);
     drawRounds(shown);
   }
   drawClients();
@@ -113,6 +114,32 @@ function drawCharts(shown) {
 }
 
 // ---- tables and the log ----
+
+/** The round whose models a run has left. */
+const saved = (shown) => shown.best_round ?? shown.round_number;
+
+/** The global model beside the others of its state: of the round that the files are of, else the newest. */
+function drawModels(shown) {
+  const { metric } = shown.spec.evaluation;
+  // What clients measure is of what each of them holds.
+  const measured = known.evaluations.filter((item) => item.where === "server");
+  const files = known.models.length > 0;
+  const about = files ? measured.find((item) => item.round_number === saved(shown)) : last(measured);
+  const found = { global: about?.metrics, ...about?.others };
+  const names = files ? known.models : Object.keys(found);
+  byId("models").hidden = names.length < 2;
+  setText("models-about", `after round ${about?.round_number ?? saved(shown)}`);
+  const metrics = [...new Set([metric, "loss"])];
+  const rows = names.map((name) => ({
+    cells: [
+      { text: name, class: "text" },
+      ...metrics.map((each) => value(each, found[name]?.[each])),
+      ...(files ? [{ text: "Download", link: `api/runs/${known.runId}/model?name=${encodeURIComponent(name)}` }] : []),
+    ],
+  }));
+  const columns = [{ text: "Model" }, ...metrics.map((each) => number(title(each))), ...(files ? [{ text: "File" }] : [])];
+  drawTable("models-table", columns, rows, "");
+}
 
 function drawRounds(shown) {
   const { metric } = shown.spec.evaluation;

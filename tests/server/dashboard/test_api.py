@@ -26,7 +26,7 @@ from tests.server.dashboard.stage import (
 
 Play = Callable[[Stage, httpx.AsyncClient], Awaitable[None]]
 
-OF_A_RUN = ["", "/rounds", "/evaluations", "/ledger", "/reports", "/log", "/model"]
+OF_A_RUN = ["", "/rounds", "/evaluations", "/ledger", "/reports", "/log", "/models", "/model"]
 
 
 @contextlib.asynccontextmanager
@@ -213,9 +213,36 @@ def test_the_model_is_there_when_the_run_has_ended(tmp_path: Path) -> None:
         answer = await api.get(f"/api/runs/{run_id}/model")
         assert answer.content == b"tensors"
         assert path.name in answer.headers["content-disposition"]
+        assert await got(api, f"/runs/{run_id}/models") == ["global"]
         path.unlink()
+        assert await got(api, f"/runs/{run_id}/models") == []
         answer = await api.get(f"/api/runs/{run_id}/model")
         assert (answer.status_code, answer.json()["error"]) == (404, "UnknownBlob")
+
+    play(tmp_path, scene)
+
+
+def test_each_model_of_an_ended_run_is_there_by_its_name(tmp_path: Path) -> None:
+    async def scene(stage: Stage, api: httpx.AsyncClient) -> None:
+        run_id = await run_to_its_end(stage, api)
+        waiting = await stage.coordinator.submit(SPEC)
+        for number in (run_id, waiting):
+            for name in ("global", "cut-0.5", "cut-0.125"):
+                path = stage.resources.model_path(number, "digits", name)
+                path.write_bytes(f"{number} {name}".encode())
+        (tmp_path / "models" / f"{run_id}-other.safetensors").touch()
+        names = await got(api, f"/runs/{run_id}/models")
+        assert names == ["global", "cut-0.125", "cut-0.5"]
+        for name in names:
+            answer = await api.get(f"/api/runs/{run_id}/model", params={"name": name})
+            assert answer.text == f"{run_id} {name}"
+        assert await got(api, f"/runs/{waiting}/models") == []
+        for name in ("cut-0.1", "", "*", "../store.sqlite", f"{run_id}-digits"):
+            answer = await api.get(f"/api/runs/{run_id}/model", params={"name": name})
+            assert (answer.status_code, answer.json()["error"]) == (404, "UnknownBlob")
+            assert "but global, cut-0.125, cut-0.5" in answer.json()["message"]
+        answer = await api.get(f"/api/runs/{run_id}/model", params={"name": "x" * 64})
+        assert answer.status_code == 422
 
     play(tmp_path, scene)
 
