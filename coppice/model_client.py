@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from coppice.app import bare_model
+from coppice.device_cost import DeviceCost
 from coppice.domain import Metrics, TaskKind
 from coppice.kernels.placement import Placement
 from coppice.kernels.stepping import Watch
@@ -20,7 +21,7 @@ from coppice.masks import prunable_names
 from coppice.method import ClientHalf, Local, Task, Update
 from coppice.rehearsal import random_weights, time_layers
 from coppice.sparse import Item
-from coppice.tensors import Weights, buffers_of, subtract, weight_group
+from coppice.tensors import Weights, buffers_of, masks_of, subtract, weight_group
 from coppice.training import Trained, evaluate, train
 
 #: Steps of a rehearsal are to take their time, not to train.
@@ -96,7 +97,9 @@ class ModelClient(ClientHalf):
             self._placement = Placement(bare, adapts=local.kernels)
         indices = self._first_batch(local)
         batch = local.train.batch(indices)[0] if len(indices) else None
-        self._placement.assign(self.model(task, local), batch, whole=whole)
+        weights = self.model(task, local)
+        dense = _dense_layers(weights, local.cost) if local.cost is not None else None
+        self._placement.assign(weights, batch, whole=whole, dense=dense)
         return self._placement.model
 
     def train(
@@ -150,3 +153,9 @@ class ModelClient(ClientHalf):
             steps=trained.steps,
             metrics=loss | dict(metrics or {}),
         )
+
+
+def _dense_layers(weights: Weights, cost: DeviceCost) -> list[str]:
+    """Those that are faster so by what the device knows of itself, as it has predicted."""
+    ones = {name: mask.count for name, mask in masks_of(weights).items()}
+    return cost.time.dense_layers({name: ones[name] for name in ones.keys() & cost.time.layers})

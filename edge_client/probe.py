@@ -11,7 +11,14 @@ from time import perf_counter
 
 import numpy as np
 
-from coppice.device_cost import LayerCost, RoundCost
+from coppice.device_cost import (
+    DeviceCost,
+    LayerCost,
+    LayerMemory,
+    MemoryCost,
+    RoundCost,
+    StepMemory,
+)
 from coppice.domain import WireSpec
 from coppice.layer_fit import LayerFit
 from coppice.memory import forget_peak, give_back, peak_resident_bytes
@@ -106,6 +113,8 @@ class Prober:
             fits[name] = fit
             tell(f"timed {name}")
         give_back()
+        # Layers are dense in rehearsals where they will be in rounds, and timed only once.
+        self._local = replace(self._local, cost=_cost_of_layers(fits))
         rehearsals: list[Rehearsal] = []
         shapes: dict[str, tuple[int, ...]] = {}
         for density in DENSITIES:
@@ -178,6 +187,19 @@ class Prober:
             rehearsals=tuple(rehearsals),
             budget_bytes=budget_bytes,
         )
+
+
+def _cost_of_layers(fits: Mapping[str, LayerFit]) -> DeviceCost:
+    """Before anything else is known of a round."""
+    time = RoundCost(
+        round_seconds=0.0,
+        step_seconds=0.0,
+        seconds_per_value=0.0,
+        layers={name: fit.cost for name, fit in fits.items()},
+    )
+    none = LayerMemory(fixed_bytes=0.0, bytes_per_weight=0.0, dense_bytes=0.0)
+    memory = StepMemory(base_bytes=0.0, layers=dict.fromkeys(fits, none))
+    return DeviceCost(time=time, memory=MemoryCost(training=memory), limit_bytes=0.0)
 
 
 def _rest(layers: Mapping[str, LayerCost], rehearsals: Sequence[Rehearsal]) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeAlias
 
 import torch
@@ -45,6 +45,8 @@ class Placement:
         #: What was measured, by name, shape and density.
         self.curves: dict[tuple[str, tuple[int, ...], int], CostCurve] = {}
         self._measure = measure
+        #: The layers that should be dense, where it is known.
+        self._dense: Collection[str] | None = None
         self._whole = {
             name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _tensors(model).items()
         }
@@ -58,13 +60,21 @@ class Placement:
         self._tries = adapts and not is_known
         self._tried_for: Mapping[str, Mask] | None = None
 
-    def assign(self, weights: Weights, batch: Tensor | None, *, whole: bool = False) -> None:
+    def assign(
+        self,
+        weights: Weights,
+        batch: Tensor | None,
+        *,
+        whole: bool = False,
+        dense: Collection[str] | None = None,
+    ) -> None:
         """Give the model these weights; `batch` is an input of it, without which nothing is timed.
 
-        Dead units stay in a `whole` model. Raises InvalidPayload when the weights are another
-        model's.
+        Where it is known which layers should be `dense`, nothing is timed either. Dead units stay
+        in a `whole` model. Raises InvalidPayload when the weights are another model's.
         """
         self._check(weights)
+        self._dense = dense
         masks = masks_of(weights)
         if self._tries and batch is not None and masks and self._tried_for != masks:
             self._bears, self._tried_for = self._try(weights, batch), masks
@@ -74,7 +84,7 @@ class Placement:
         if new:
             # Of what it took to find all this out.
             give_back()
-        if batch is not None and self._measure_layers(new, batch):
+        if batch is not None and dense is None and self._measure_layers(new, batch):
             self._fill(small)
             give_back()
 
@@ -100,7 +110,7 @@ class Placement:
         small = self._compaction.shrink(weights)
         self.masks = masks_of(small)
         for name, layer in list(sparse_layers(self.model)):
-            if self.masks.get(name) != layer.mask:
+            if self.masks.get(name) != layer.mask or name in (self._dense or ()):
                 make_dense(layer)
         sparse = dict(sparse_layers(self.model))
         for name, tensor in _tensors(self.model).items():
@@ -146,12 +156,12 @@ class Placement:
         if library() is None or not self._bears:
             return {}
         new = {}
-        surely_dense = _surely_dense(self.masks)
+        surely_dense = _surely_dense(self.masks) if self._dense is None else self._dense
         for name, dense in list(_dense_layers(self.model)):
             item = weights.get(name)
             if not isinstance(item, SparseTensor) or name in surely_dense:
                 continue
-            curve = self.curves.get(_case(name, item.mask))
+            curve = self.curves.get(_case(name, item.mask)) if self._dense is None else None
             if curve is None or curve.is_sparse(item.mask.count):
                 new[name] = make_sparse(dense, item)
         if new:

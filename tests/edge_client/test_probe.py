@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from coppice.device_cost import LayerCost
+from coppice.device_cost import DeviceCost, LayerCost
 from coppice.domain import Metrics, WireSpec
 from coppice.layer_fit import LayerFit
 from coppice.method import ClientHalf, Local, Task, Update
@@ -152,3 +152,19 @@ def test_wrong_arguments_are_refused_in_a_line(
         code = exit_.code if isinstance(exit_.code, int) else 1
     assert code != 0
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("peaks")
+def test_rehearsals_know_what_the_layers_cost() -> None:
+    known: list[DeviceCost | None] = []
+
+    class Watching(Half):
+        def rehearse(self, local: Local, density: float, steps: int) -> Update | None:
+            known.append(local.cost)
+            return super().rehearse(local, density, steps)
+
+    prober(Watching(), 10**12).probe(lambda text: None)
+    assert len(known) == len(DENSITIES)
+    for cost in known:
+        assert cost is not None
+        assert cost.time.layers["fc"].dense_seconds == 1.0

@@ -355,3 +355,18 @@ def test_a_library_of_another_source_is_not_taken(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(library, "checksum", lambda: 1)
     with pytest.raises(OSError, match="another version"):
         library.load("baseline")
+
+
+def test_where_it_is_known_which_layers_are_dense_nothing_is_timed() -> None:
+    asked, measure_layer = timed({})
+    placement = Placement(build_model(APP, 0), measure_layer)
+    batch = images(4).inputs
+    weights = start(placement.model, 0.3)
+    placement.assign(weights, batch, whole=True, dense=[NAMES[1]])
+    assert sparse_names(placement.model) == [NAMES[0], *NAMES[2:]]
+    assert_holds(placement, weights)
+    # The masks stay, and it is known better.
+    placement.assign(weights, batch, whole=True, dense=[NAMES[0]])
+    assert sparse_names(placement.model) == NAMES[1:]
+    assert_holds(placement, weights)
+    assert asked == []
