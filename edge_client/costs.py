@@ -59,6 +59,10 @@ class Costs:
         if (found := prober.probe(lambda text: None)) is not None:
             self._keep(LearnedCost(time=found.time, memory=found.memory.memory))
 
+    def forget(self) -> None:
+        """Know nothing, until the next probe."""
+        self._known = None
+
     def forecast(self, task: Task, download_bytes: int, why: Why) -> Forecast | None:
         """What a task to train will take, of which so many bytes were fetched."""
         known, ones = self._known, kept_of(task)

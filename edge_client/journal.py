@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coppice.domain import WORK_SECONDS, RoundReport
+from coppice.domain import WORK_SECONDS, Capability, Forecast, RoundReport
 from edge_client.console import Console, size_text
 from edge_client.report_text import memory_text, pruning_text, time_text
 from edge_client.status import StatusFile
@@ -113,6 +113,16 @@ class Journal:
     def declined(self, round_number: int, limit: str) -> None:
         """This device cannot take part in a round: its memory or the pace does not allow it."""
         text = f"not even the fewest weights fit this device's {limit}; looking again in a while"
+        self._console.warn(f"round {round_number}", text)
+        self._status.update(last_error=text)
+
+    def too_large(self, round_number: int, forecast: Forecast, capability: Capability) -> None:
+        """There is less memory now than when the device chose its part of a round."""
+        text = (
+            f"this round would need {size_text(forecast.peak_bytes)}, and this device has "
+            f"{size_text(capability.memory_bytes)} left by {capability.memory_bound_by}: the task "
+            "goes back, the next one will be smaller"
+        )
         self._console.warn(f"round {round_number}", text)
         self._status.update(last_error=text)
 

@@ -16,7 +16,15 @@ from types import TracebackType
 
 import torch
 
-from coppice.domain import WORK_SECONDS, Capability, ClientId, RoundReport, TaskKind, Why
+from coppice.domain import (
+    WORK_SECONDS,
+    Capability,
+    ClientId,
+    Forecast,
+    RoundReport,
+    TaskKind,
+    Why,
+)
 from coppice.errors import (
     InvalidMessage,
     RoundClosed,
@@ -36,6 +44,7 @@ from coppice.wire.exchange import encode_update
 from coppice.wire.report import report_to_message
 from edge_client.backoff import LONGEST_SECONDS, Backoff
 from edge_client.journal import Journal
+from edge_client.limits import MARGIN_BYTES
 from edge_client.link import Link
 from edge_client.meter import Laps, Meter, capability
 from edge_client.model_keeper import ModelKeeper
@@ -48,6 +57,8 @@ from edge_client.stop import Stop
 _TOO_LATE = (RoundClosed, TaskAbandoned)
 #: A device that can do nothing now looks again after so long.
 _DECLINED_SECONDS = 20.0
+#: After so many rounds in a row without the memory for the least, what was measured may be wrong.
+_DECLINES_BELIEVED = 5
 #: The server does not want what it got, or lost what it offered: ask again, but not at once.
 _REFUSED = (UpdateRefused, UnknownTask, UnknownBlob)
 
@@ -88,6 +99,10 @@ class Device:
         self._why: Why = ""
         #: Of the last round, until the server has it.
         self._report: RoundReport | None = None
+        #: The task that there is not the memory for, until the server knows; 0 for none.
+        self._declined_task_id = 0
+        #: Rounds in a row without the memory for the least.
+        self._declines = 0
         torch.set_num_threads(self._capability().num_threads)
 
     def __enter__(self) -> Device:
@@ -118,6 +133,7 @@ class Device:
             self._journal.enter("waiting")
             reply = self._link.poll(self._poll_request())
             self._report = None
+            self._declined_task_id = 0
 
     def _poll_request(self) -> pb.PollRequest:
         ready, report = self._ready, self._report
@@ -128,6 +144,7 @@ class Device:
             choice=self._choice,
             app_digest=self._plan.app_digest,
             report=None if report is None else report_to_message(report),
+            declined_task_id=self._declined_task_id,
         )
 
     def _react(self, reply: pb.PollReply) -> None:
@@ -155,22 +172,31 @@ class Device:
             offer, plan.client_id, plan.data, plan.app, self._folder, plan.kernels
         )
         self._journal.ready(self._ready)
-        if self._ready.costs is not None:
+        self._probe(self._ready)
+
+    def _probe(self, ready: ReadyRun) -> None:
+        """Measure what rounds will cost, where the method goes by that."""
+        if ready.costs is not None:
             self._journal.enter("measuring")
-            local = self._ready.local(0, self._capability(), self._meter())
-            self._ready.costs.probe(self._ready.half, local, self._ready.workload)
+            local = ready.local(0, self._capability(), self._meter())
+            ready.costs.probe(ready.half, local, ready.workload)
 
     def _choose(self, terms: pb.TermsOffer) -> None:
         """Answer a round's terms; the next poll carries the choice."""
         ready = self._expected(self._ready.run_id if self._ready else 0)
         self._journal.enter("fetching", terms.round_number)
-        payload = self._payloads.get(blob_from_message(terms.payload))
+        payload = self._payloads.once(blob_from_message(terms.payload))
         local = ready.local(terms.round_number, self._capability(), self._meter())
         choice = ready.half.choose(payload, local)
         self._why = choice.get("why", "")
         if limit := choice.get("declined"):
             self._journal.declined(terms.round_number, str(limit))
             self._stop.wait(_DECLINED_SECONDS)
+        self._declines = self._declines + 1 if limit == "memory" else 0
+        if self._declines == _DECLINES_BELIEVED and ready.costs is not None:
+            self._declines = 0
+            ready.costs.forget()
+            self._probe(ready)
         self._choice = pb.Choice(
             round_number=terms.round_number, values_json=json.dumps(dict(choice))
         )
@@ -189,6 +215,10 @@ class Device:
             if ready.costs is not None and task.kind is TaskKind.TRAIN:
                 fetched = self._link.bytes_moved[0] - down
                 forecast = ready.costs.forecast(task, fetched, self._why)
+            if forecast is not None and _is_too_large(forecast, capability):
+                self._declined_task_id = offer.task_id
+                self._journal.too_large(task.round_number, forecast, capability)
+                return
             local = ready.local(task.round_number, capability, meter)
             self._models.hold(ready, task, local, {})
             self._journal.enter("training" if task.kind is TaskKind.TRAIN else "evaluating")
@@ -283,6 +313,12 @@ class Device:
 
         meter = Meter(on_step)
         return meter
+
+
+def _is_too_large(forecast: Forecast, capability: Capability) -> bool:
+    """Whether there was more memory when this device made its choice, and that by more than what
+    others take and give back all the time."""
+    return forecast.peak_bytes > capability.memory_bytes + MARGIN_BYTES // 2
 
 
 def _density(task: Task) -> float:

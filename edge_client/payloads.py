@@ -40,6 +40,10 @@ class Payloads:
             self._ref = ref
         return decode(self._last, known=self.known)
 
+    def once(self, ref: BlobRef) -> Payload:
+        """A payload that is not wanted again; what is kept stays."""
+        return decode(self._fetch(ref))
+
     def _fetch(self, ref: BlobRef) -> bytearray:
         free_bytes = memory_budget().room_bytes
         if ref.size_bytes > free_bytes:

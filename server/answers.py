@@ -26,6 +26,8 @@ class CheckIn:
     choice: tuple[int, Mapping[str, Any]] | None
     #: What its last round of that run took.
     report: RoundReport | None = None
+    #: The task that it was offered and cannot do; 0 for none.
+    declined_task_id: int = 0
 
 
 @dataclass(frozen=True)

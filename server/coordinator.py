@@ -246,6 +246,8 @@ class Coordinator:
             try:
                 if check_in.report is not None:
                     await self._reports.take(client.client_id, check_in.run_key, check_in.report)
+                if check_in.declined_task_id:
+                    await self._take_back(client.client_id, check_in.declined_task_id)
                 while self._polls.get(client.client_id) is ticket:
                     ring = self._bell.next_ring
                     answer = await self._answer(client, check_in)
@@ -318,6 +320,21 @@ class Coordinator:
         if digest not in offered and not self._keepsakes.offers(client_id, digest):
             raise UnknownBlob(f"blob {digest[:12]} is not (or no longer) offered to {client_id}")
 
+    async def _take_back(self, client_id: ClientId, task_id: int) -> None:
+        """The device cannot do its task; one that is not open needs nothing more."""
+        task = self._driver.tasks.get(client_id) if self._driver is not None else None
+        if self._driver is None or task is None or task.task_id != task_id:
+            return
+        self._driver.drop(task)
+        event = NewEvent(
+            "task_declined",
+            f"round {task.round_number}: {client_id} has not the memory for its task",
+            task.run_id,
+            task.round_number,
+            client_id,
+        )
+        await self._resources.write(self._store.append, events=[event])
+
     async def push(
         self, client_id: ClientId, header: pb.PushHeader, chunks: AsyncIterator[bytes]
     ) -> UpdateRecord:
@@ -337,7 +354,7 @@ class Coordinator:
             )
         except UpdateRefused:
             if self._driver is not None and offered and offered.task_id == header.task_id:
-                self._driver.update_rejected(offered)
+                self._driver.drop(offered)
             raise
 
     def _take_sent_bytes(self) -> int:

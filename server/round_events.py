@@ -72,8 +72,11 @@ class UpdateStored:
 
 
 @dataclass(frozen=True)
-class UpdateRejected:
-    """A client's answer does not fit its task; doing it again would give the same."""
+class TaskDropped:
+    """A client's answer does not fit its task, or it gave the task back.
+
+    Offered again it would come to the same.
+    """
 
     round_number: int
     client_id: ClientId
@@ -116,7 +119,7 @@ Event = (
     | ClientGone
     | TasksCommitted
     | UpdateStored
-    | UpdateRejected
+    | TaskDropped
     | RoundCommitted
     | EvaluationDone
     | DeadlinePassed

@@ -40,8 +40,8 @@ from server.round_events import (
     RoundOpened,
     SetDeadline,
     StopRequested,
+    TaskDropped,
     TasksCommitted,
-    UpdateRejected,
     UpdateStored,
 )
 from server.selection import cohort_wanted, ranked
@@ -139,7 +139,7 @@ class RoundMachine:
                 return self._await(clients)
             case UpdateStored(round_number, client_id) if self._is(self._answering, round_number):
                 return self._report(client_id)
-            case UpdateRejected(round_number, client_id) if round_number == self.round_number:
+            case TaskDropped(round_number, client_id) if round_number == self.round_number:
                 self.awaited.discard(client_id)
                 return self._close_if_complete()
             case RoundCommitted(round_number, pending) if self._is(Phase.AGGREGATING, round_number):

@@ -33,8 +33,8 @@ from server.round_events import (
     RoundOpened,
     SetDeadline,
     StopRequested,
+    TaskDropped,
     TasksCommitted,
-    UpdateRejected,
     UpdateStored,
 )
 from server.rounds import RoundMachine
@@ -123,10 +123,10 @@ class RunDriver:
         if self._answered(task):
             self._events.put_nowait(UpdateStored(task.round_number, task.client_id))
 
-    def update_rejected(self, task: TaskRecord) -> None:
-        """An answer does not fit its task, which is not offered again."""
+    def drop(self, task: TaskRecord) -> None:
+        """There will be no answer to a task, which is not offered again."""
         if self._answered(task):
-            self._events.put_nowait(UpdateRejected(task.round_number, task.client_id))
+            self._events.put_nowait(TaskDropped(task.round_number, task.client_id))
 
     def stop(self) -> None:
         """An operator wants the run to end."""

@@ -242,6 +242,7 @@ def _check_in(request: pb.PollRequest, client_id: ClientId) -> CheckIn:
         request.app_digest,
         choice,
         report,
+        request.declined_task_id,
     )
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63oppice/wire/coordination.proto\x12\x0c\x63oppice.wire\"\xbd\x01\n\nCapability\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x13\n\x0bnum_threads\x18\x02 \x01(\r\x12\x0f\n\x07machine\x18\x03 \x01(\t\x12\x17\n\x0fmemory_bound_by\x18\x04 \x01(\t\x12\r\n\x05\x63ores\x18\x05 \x01(\x01\x12 \n\x13temperature_celsius\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tthrottled\x18\x07 \x03(\tB\x16\n\x14_temperature_celsius\"-\n\x07\x42lobRef\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\xf4\x01\n\x0bJoinRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x35\n\x06labels\x18\x03 \x03(\x0b\x32%.coppice.wire.JoinRequest.LabelsEntry\x12,\n\ncapability\x18\x04 \x01(\x0b\x32\x18.coppice.wire.Capability\x12\x12\n\napp_digest\x18\x05 \x01(\t\x12\x10\n\x08software\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\tJoinReply\x12\x13\n\x0bserver_name\x18\x01 \x01(\t\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\"\xc7\x01\n\x0bPollRequest\x12\x0f\n\x07run_key\x18\x01 \x01(\t\x12\x14\n\x0cnum_examples\x18\x02 \x01(\x04\x12,\n\ncapability\x18\x03 \x01(\x0b\x32\x18.coppice.wire.Capability\x12$\n\x06\x63hoice\x18\x04 \x01(\x0b\x32\x14.coppice.wire.Choice\x12\x12\n\napp_digest\x18\x05 \x01(\t\x12)\n\x06report\x18\x06 \x01(\x0b\x32\x19.coppice.wire.RoundReport\"\xf4\x01\n\x0bRoundReport\x12\x14\n\x0cround_number\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x0f\n\x07\x64\x65nsity\x18\x03 \x01(\x01\x12\x18\n\x10\x64ownload_seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x05 \x01(\x01\x12\x16\n\x0eupload_seconds\x18\x06 \x01(\x01\x12\x12\n\npeak_bytes\x18\x07 \x01(\x04\x12\x14\n\x0c\x62udget_bytes\x18\x08 \x01(\x04\x12\x10\n\x08\x62ound_by\x18\t \x01(\t\x12(\n\x08\x66orecast\x18\n \x01(\x0b\x32\x16.coppice.wire.Forecast\"v\n\x08\x46orecast\x12\x18\n\x10\x64ownload_seconds\x18\x01 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x02 \x01(\x01\x12\x16\n\x0eupload_seconds\x18\x03 \x01(\x01\x12\x12\n\npeak_bytes\x18\x04 \x01(\x04\x12\x0b\n\x03why\x18\x05 \x01(\t\"3\n\x06\x43hoice\x12\x14\n\x0cround_number\x18\x01 \x01(\r\x12\x13\n\x0bvalues_json\x18\x02 \x01(\t\"\xda\x01\n\tPollReply\x12%\n\x03run\x18\x01 \x01(\x0b\x32\x16.coppice.wire.RunOfferH\x00\x12)\n\x05terms\x18\x02 \x01(\x0b\x32\x18.coppice.wire.TermsOfferH\x00\x12\'\n\x04task\x18\x03 \x01(\x0b\x32\x17.coppice.wire.TaskOfferH\x00\x12%\n\x04over\x18\x04 \x01(\x0b\x32\x15.coppice.wire.RunOverH\x00\x12\"\n\x04wait\x18\x05 \x01(\x0b\x32\x12.coppice.wire.WaitH\x00\x42\x07\n\x05reply\"B\n\x08RunOffer\x12\x0e\n\x06run_id\x18\x01 \x01(\x04\x12\x0f\n\x07run_key\x18\x02 \x01(\t\x12\x15\n\rworkload_json\x18\x03 \x01(\t\"J\n\nTermsOffer\x12\x14\n\x0cround_number\x18\x01 \x01(\r\x12&\n\x07payload\x18\x02 \x01(\x0b\x32\x15.coppice.wire.BlobRef\"\xcf\x01\n\tTaskOffer\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12\x0e\n\x06run_id\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x14\n\x0cround_number\x18\x04 \x01(\r\x12&\n\x07payload\x18\x05 \x01(\x0b\x32\x15.coppice.wire.BlobRef\x12\x15\n\rsettings_json\x18\x06 \x01(\t\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\x12$\n\x05masks\x18\x08 \x01(\x0b\x32\x15.coppice.wire.BlobRef\"_\n\x07RunOver\x12\x0e\n\x06run_id\x18\x01 \x01(\x04\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12%\n\x04keep\x18\x04 \x01(\x0b\x32\x17.coppice.wire.TaskOffer\"\x1d\n\x04Wait\x12\x15\n\rretry_seconds\x18\x01 \x01(\x01\"C\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\r\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"O\n\tPushChunk\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.coppice.wire.PushHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xdf\x01\n\nPushHeader\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12#\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x15.coppice.wire.BlobRef\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x04\x12\r\n\x05steps\x18\x05 \x01(\x04\x12\x36\n\x07metrics\x18\x06 \x03(\x0b\x32%.coppice.wire.PushHeader.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"*\n\x07Receipt\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"O\n\x10HeartbeatRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12\x12\n\nsteps_done\x18\x02 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x03 \x01(\x04\" \n\x0eHeartbeatReply\x12\x0e\n\x06wanted\x18\x01 \x01(\x08\"\x1e\n\x0cLeaveRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0c\n\nLeaveReply2\x94\x03\n\x0c\x43oordination\x12:\n\x04Join\x12\x19.coppice.wire.JoinRequest\x1a\x17.coppice.wire.JoinReply\x12>\n\x08PollTask\x12\x19.coppice.wire.PollRequest\x1a\x17.coppice.wire.PollReply\x12>\n\tFetchBlob\x12\x1a.coppice.wire.FetchRequest\x1a\x13.coppice.wire.Chunk0\x01\x12>\n\nPushUpdate\x12\x17.coppice.wire.PushChunk\x1a\x15.coppice.wire.Receipt(\x01\x12I\n\tHeartbeat\x12\x1e.coppice.wire.HeartbeatRequest\x1a\x1c.coppice.wire.HeartbeatReply\x12=\n\x05Leave\x12\x1a.coppice.wire.LeaveRequest\x1a\x18.coppice.wire.LeaveReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63oppice/wire/coordination.proto\x12\x0c\x63oppice.wire\"\xbd\x01\n\nCapability\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x13\n\x0bnum_threads\x18\x02 \x01(\r\x12\x0f\n\x07machine\x18\x03 \x01(\t\x12\x17\n\x0fmemory_bound_by\x18\x04 \x01(\t\x12\r\n\x05\x63ores\x18\x05 \x01(\x01\x12 \n\x13temperature_celsius\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tthrottled\x18\x07 \x03(\tB\x16\n\x14_temperature_celsius\"-\n\x07\x42lobRef\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\xf4\x01\n\x0bJoinRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tdevice_id\x18\x02 \x01(\t\x12\x35\n\x06labels\x18\x03 \x03(\x0b\x32%.coppice.wire.JoinRequest.LabelsEntry\x12,\n\ncapability\x18\x04 \x01(\x0b\x32\x18.coppice.wire.Capability\x12\x12\n\napp_digest\x18\x05 \x01(\t\x12\x10\n\x08software\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\tJoinReply\x12\x13\n\x0bserver_name\x18\x01 \x01(\t\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\"\xe1\x01\n\x0bPollRequest\x12\x0f\n\x07run_key\x18\x01 \x01(\t\x12\x14\n\x0cnum_examples\x18\x02 \x01(\x04\x12,\n\ncapability\x18\x03 \x01(\x0b\x32\x18.coppice.wire.Capability\x12$\n\x06\x63hoice\x18\x04 \x01(\x0b\x32\x14.coppice.wire.Choice\x12\x12\n\napp_digest\x18\x05 \x01(\t\x12)\n\x06report\x18\x06 \x01(\x0b\x32\x19.coppice.wire.RoundReport\x12\x18\n\x10\x64\x65\x63lined_task_id\x18\x07 \x01(\x04\"\xf4\x01\n\x0bRoundReport\x12\x14\n\x0cround_number\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x0f\n\x07\x64\x65nsity\x18\x03 \x01(\x01\x12\x18\n\x10\x64ownload_seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x05 \x01(\x01\x12\x16\n\x0eupload_seconds\x18\x06 \x01(\x01\x12\x12\n\npeak_bytes\x18\x07 \x01(\x04\x12\x14\n\x0c\x62udget_bytes\x18\x08 \x01(\x04\x12\x10\n\x08\x62ound_by\x18\t \x01(\t\x12(\n\x08\x66orecast\x18\n \x01(\x0b\x32\x16.coppice.wire.Forecast\"v\n\x08\x46orecast\x12\x18\n\x10\x64ownload_seconds\x18\x01 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x02 \x01(\x01\x12\x16\n\x0eupload_seconds\x18\x03 \x01(\x01\x12\x12\n\npeak_bytes\x18\x04 \x01(\x04\x12\x0b\n\x03why\x18\x05 \x01(\t\"3\n\x06\x43hoice\x12\x14\n\x0cround_number\x18\x01 \x01(\r\x12\x13\n\x0bvalues_json\x18\x02 \x01(\t\"\xda\x01\n\tPollReply\x12%\n\x03run\x18\x01 \x01(\x0b\x32\x16.coppice.wire.RunOfferH\x00\x12)\n\x05terms\x18\x02 \x01(\x0b\x32\x18.coppice.wire.TermsOfferH\x00\x12\'\n\x04task\x18\x03 \x01(\x0b\x32\x17.coppice.wire.TaskOfferH\x00\x12%\n\x04over\x18\x04 \x01(\x0b\x32\x15.coppice.wire.RunOverH\x00\x12\"\n\x04wait\x18\x05 \x01(\x0b\x32\x12.coppice.wire.WaitH\x00\x42\x07\n\x05reply\"B\n\x08RunOffer\x12\x0e\n\x06run_id\x18\x01 \x01(\x04\x12\x0f\n\x07run_key\x18\x02 \x01(\t\x12\x15\n\rworkload_json\x18\x03 \x01(\t\"J\n\nTermsOffer\x12\x14\n\x0cround_number\x18\x01 \x01(\r\x12&\n\x07payload\x18\x02 \x01(\x0b\x32\x15.coppice.wire.BlobRef\"\xcf\x01\n\tTaskOffer\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12\x0e\n\x06run_id\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x14\n\x0cround_number\x18\x04 \x01(\r\x12&\n\x07payload\x18\x05 \x01(\x0b\x32\x15.coppice.wire.BlobRef\x12\x15\n\rsettings_json\x18\x06 \x01(\t\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\x12$\n\x05masks\x18\x08 \x01(\x0b\x32\x15.coppice.wire.BlobRef\"_\n\x07RunOver\x12\x0e\n\x06run_id\x18\x01 \x01(\x04\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12%\n\x04keep\x18\x04 \x01(\x0b\x32\x17.coppice.wire.TaskOffer\"\x1d\n\x04Wait\x12\x15\n\rretry_seconds\x18\x01 \x01(\x01\"C\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\r\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"O\n\tPushChunk\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.coppice.wire.PushHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xdf\x01\n\nPushHeader\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12#\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x15.coppice.wire.BlobRef\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x04\x12\r\n\x05steps\x18\x05 \x01(\x04\x12\x36\n\x07metrics\x18\x06 \x03(\x0b\x32%.coppice.wire.PushHeader.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"*\n\x07Receipt\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"O\n\x10HeartbeatRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\x04\x12\x12\n\nsteps_done\x18\x02 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x03 \x01(\x04\" \n\x0eHeartbeatReply\x12\x0e\n\x06wanted\x18\x01 \x01(\x08\"\x1e\n\x0cLeaveRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0c\n\nLeaveReply2\x94\x03\n\x0c\x43oordination\x12:\n\x04Join\x12\x19.coppice.wire.JoinRequest\x1a\x17.coppice.wire.JoinReply\x12>\n\x08PollTask\x12\x19.coppice.wire.PollRequest\x1a\x17.coppice.wire.PollReply\x12>\n\tFetchBlob\x12\x1a.coppice.wire.FetchRequest\x1a\x13.coppice.wire.Chunk0\x01\x12>\n\nPushUpdate\x12\x17.coppice.wire.PushChunk\x1a\x15.coppice.wire.Receipt(\x01\x12I\n\tHeartbeat\x12\x1e.coppice.wire.HeartbeatRequest\x1a\x1c.coppice.wire.HeartbeatReply\x12=\n\x05Leave\x12\x1a.coppice.wire.LeaveRequest\x1a\x18.coppice.wire.LeaveReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,45 +46,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOINREPLY']._serialized_start=535
   _globals['_JOINREPLY']._serialized_end=594
   _globals['_POLLREQUEST']._serialized_start=597
-  _globals['_POLLREQUEST']._serialized_end=796
-  _globals['_ROUNDREPORT']._serialized_start=799
-  _globals['_ROUNDREPORT']._serialized_end=1043
-  _globals['_FORECAST']._serialized_start=1045
-  _globals['_FORECAST']._serialized_end=1163
-  _globals['_CHOICE']._serialized_start=1165
-  _globals['_CHOICE']._serialized_end=1216
-  _globals['_POLLREPLY']._serialized_start=1219
-  _globals['_POLLREPLY']._serialized_end=1437
-  _globals['_RUNOFFER']._serialized_start=1439
-  _globals['_RUNOFFER']._serialized_end=1505
-  _globals['_TERMSOFFER']._serialized_start=1507
-  _globals['_TERMSOFFER']._serialized_end=1581
-  _globals['_TASKOFFER']._serialized_start=1584
-  _globals['_TASKOFFER']._serialized_end=1791
-  _globals['_RUNOVER']._serialized_start=1793
-  _globals['_RUNOVER']._serialized_end=1888
-  _globals['_WAIT']._serialized_start=1890
-  _globals['_WAIT']._serialized_end=1919
-  _globals['_FETCHREQUEST']._serialized_start=1921
-  _globals['_FETCHREQUEST']._serialized_end=1988
-  _globals['_CHUNK']._serialized_start=1990
-  _globals['_CHUNK']._serialized_end=2011
-  _globals['_PUSHCHUNK']._serialized_start=2013
-  _globals['_PUSHCHUNK']._serialized_end=2092
-  _globals['_PUSHHEADER']._serialized_start=2095
-  _globals['_PUSHHEADER']._serialized_end=2318
-  _globals['_PUSHHEADER_METRICSENTRY']._serialized_start=2272
-  _globals['_PUSHHEADER_METRICSENTRY']._serialized_end=2318
-  _globals['_RECEIPT']._serialized_start=2320
-  _globals['_RECEIPT']._serialized_end=2362
-  _globals['_HEARTBEATREQUEST']._serialized_start=2364
-  _globals['_HEARTBEATREQUEST']._serialized_end=2443
-  _globals['_HEARTBEATREPLY']._serialized_start=2445
-  _globals['_HEARTBEATREPLY']._serialized_end=2477
-  _globals['_LEAVEREQUEST']._serialized_start=2479
-  _globals['_LEAVEREQUEST']._serialized_end=2509
-  _globals['_LEAVEREPLY']._serialized_start=2511
-  _globals['_LEAVEREPLY']._serialized_end=2523
-  _globals['_COORDINATION']._serialized_start=2526
-  _globals['_COORDINATION']._serialized_end=2930
+  _globals['_POLLREQUEST']._serialized_end=822
+  _globals['_ROUNDREPORT']._serialized_start=825
+  _globals['_ROUNDREPORT']._serialized_end=1069
+  _globals['_FORECAST']._serialized_start=1071
+  _globals['_FORECAST']._serialized_end=1189
+  _globals['_CHOICE']._serialized_start=1191
+  _globals['_CHOICE']._serialized_end=1242
+  _globals['_POLLREPLY']._serialized_start=1245
+  _globals['_POLLREPLY']._serialized_end=1463
+  _globals['_RUNOFFER']._serialized_start=1465
+  _globals['_RUNOFFER']._serialized_end=1531
+  _globals['_TERMSOFFER']._serialized_start=1533
+  _globals['_TERMSOFFER']._serialized_end=1607
+  _globals['_TASKOFFER']._serialized_start=1610
+  _globals['_TASKOFFER']._serialized_end=1817
+  _globals['_RUNOVER']._serialized_start=1819
+  _globals['_RUNOVER']._serialized_end=1914
+  _globals['_WAIT']._serialized_start=1916
+  _globals['_WAIT']._serialized_end=1945
+  _globals['_FETCHREQUEST']._serialized_start=1947
+  _globals['_FETCHREQUEST']._serialized_end=2014
+  _globals['_CHUNK']._serialized_start=2016
+  _globals['_CHUNK']._serialized_end=2037
+  _globals['_PUSHCHUNK']._serialized_start=2039
+  _globals['_PUSHCHUNK']._serialized_end=2118
+  _globals['_PUSHHEADER']._serialized_start=2121
+  _globals['_PUSHHEADER']._serialized_end=2344
+  _globals['_PUSHHEADER_METRICSENTRY']._serialized_start=2298
+  _globals['_PUSHHEADER_METRICSENTRY']._serialized_end=2344
+  _globals['_RECEIPT']._serialized_start=2346
+  _globals['_RECEIPT']._serialized_end=2388
+  _globals['_HEARTBEATREQUEST']._serialized_start=2390
+  _globals['_HEARTBEATREQUEST']._serialized_end=2469
+  _globals['_HEARTBEATREPLY']._serialized_start=2471
+  _globals['_HEARTBEATREPLY']._serialized_end=2503
+  _globals['_LEAVEREQUEST']._serialized_start=2505
+  _globals['_LEAVEREQUEST']._serialized_end=2535
+  _globals['_LEAVEREPLY']._serialized_start=2537
+  _globals['_LEAVEREPLY']._serialized_end=2549
+  _globals['_COORDINATION']._serialized_start=2552
+  _globals['_COORDINATION']._serialized_end=2956
 # @@protoc_insertion_point(module_scope)

@@ -64,20 +64,22 @@ class JoinReply(_message.Message):
     def __init__(self, server_name: _Optional[str] = ..., heartbeat_seconds: _Optional[float] = ...) -> None: ...
 
 class PollRequest(_message.Message):
-    __slots__ = ("run_key", "num_examples", "capability", "choice", "app_digest", "report")
+    __slots__ = ("run_key", "num_examples", "capability", "choice", "app_digest", "report", "declined_task_id")
     RUN_KEY_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     APP_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
+    DECLINED_TASK_ID_FIELD_NUMBER: _ClassVar[int]
     run_key: str
     num_examples: int
     capability: Capability
     choice: Choice
     app_digest: str
     report: RoundReport
-    def __init__(self, run_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., app_digest: _Optional[str] = ..., report: _Optional[_Union[RoundReport, _Mapping]] = ...) -> None: ...
+    declined_task_id: int
+    def __init__(self, run_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., app_digest: _Optional[str] = ..., report: _Optional[_Union[RoundReport, _Mapping]] = ..., declined_task_id: _Optional[int] = ...) -> None: ...
 
 class RoundReport(_message.Message):
     __slots__ = ("round_number", "steps", "density", "download_seconds", "compute_seconds", "upload_seconds", "peak_bytes", "budget_bytes", "bound_by", "forecast")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from coppice.domain import Forecast, RoundReport, Why
+from coppice.domain import Capability, Forecast, RoundReport, Why
 from coppice.errors import NotJoined, RoundClosed, ServerBusy
-from coppice.method import Local, Task, Update
+from coppice.method import Choice, Local, Task, Update
 from coppice.methods.fedavg.client import Client
 from coppice.methods.fedavg.settings import Settings
+from coppice.tensors import Payload
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.codec import blob_to_message
 from coppice.wire.report import report_from_message
 from edge_client.costs import Costs
+from edge_client.limits import MARGIN_BYTES
 from edge_client.meter import Laps
 from edge_client.ready import ReadyRun
 from edge_client.status import read_status
@@ -204,3 +206,65 @@ def test_status_holds_the_last_round_until_the_next_run(
     server.offer_run(run_id=2)
     server.wait_for("PollTask", 6)
     assert device.status.status.last_round is None
+
+
+@pytest.mark.parametrize(
+    ("missing_bytes", "declines"), [(MARGIN_BYTES // 4, 0), (MARGIN_BYTES, 11)]
+)
+def test_a_task_for_which_there_is_no_memory_any_more_goes_back(
+    server: FakeServer,
+    device: ThreadedDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    missing_bytes: int,
+    declines: int,
+) -> None:
+    class GoingByCost(Client):
+        goes_by_cost = True
+
+    def capability(num_threads: int | None) -> Capability:
+        has = FORECAST.peak_bytes - missing_bytes
+        return Capability(memory_bytes=has, num_threads=1, machine="any", memory_bound_by="a test")
+
+    half = GoingByCost(Settings(local_steps=2))
+    monkeypatch.setattr("edge_client.ready.client_half", lambda spec: half)
+    monkeypatch.setattr("edge_client.loop.capability", capability)
+    monkeypatch.setattr(Costs, "probe", lambda *arguments: None)
+    monkeypatch.setattr(Costs, "forecast", lambda *arguments: FORECAST)
+    server.offer_run()
+    server.offer_task(server.add_blob(model_payload()), task_id=11)
+    server.reply(wait=pb.Wait())
+    server.end_run()
+    live(device)
+    told = [poll.declined_task_id for poll in server.of("PollTask")]
+    assert told == [0, 0, declines, 0]
+    assert len(server.pushed) == (0 if declines else 1)
+    assert ("this round would need 300.0 MB" in device.printed) == bool(declines)
+
+
+def test_a_device_that_declines_again_and_again_measures_anew(
+    server: FakeServer, device: ThreadedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Declining(Client):
+        goes_by_cost = True
+
+        def choose(self, terms: Payload, local: Local) -> Choice:
+            return {"declined": "memory"}
+
+    probes: list[int] = []
+
+    def probe(costs: Costs, *arguments: object) -> None:
+        assert costs.known is None
+        probes.append(len(server.of("FetchBlob")))
+
+    half = Declining(Settings(local_steps=2))
+    monkeypatch.setattr("edge_client.ready.client_half", lambda spec: half)
+    monkeypatch.setattr("edge_client.loop._DECLINED_SECONDS", 0.0)
+    monkeypatch.setattr(Costs, "probe", probe)
+    server.offer_run()
+    for number in range(1, 8):
+        ref = server.add_blob(model_payload(number))
+        server.reply(terms=pb.TermsOffer(round_number=number, payload=blob_to_message(ref)))
+    server.end_run()
+    live(device)
+    # Before the first round, and after the fifth.
+    assert probes == [0, 5]

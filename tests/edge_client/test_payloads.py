@@ -156,3 +156,12 @@ def test_masks_beyond_the_memory_are_refused(
     with pytest.raises(InvalidPayload, match="of memory that this device has left"):
         payloads.get(ref, masks)
     assert fetched(server) == []
+
+
+def test_payload_that_is_wanted_once_takes_no_others_place(
+    server: FakeServer, payloads: Payloads
+) -> None:
+    model, terms = (server.add_blob(model_payload(seed)) for seed in (1, 2))
+    payloads.get(model)
+    assert payloads.once(terms).keys() == payloads.get(model).keys()
+    assert [request.digest for request in server.of("FetchBlob")] == [model.digest, terms.digest]

@@ -187,3 +187,25 @@ def test_what_a_device_has_is_what_it_said_last(tmp_path: Path) -> None:
             assert presence.capability(A) == now
 
     play(tmp_path, scene)
+
+
+def test_a_round_goes_on_without_a_device_that_gives_its_task_back(tmp_path: Path) -> None:
+    async def scene(host: Host) -> None:
+        async with host.devices("a", "b") as (a, b):
+            run_id = await host.submit(run_spec(rounds=2, size=2, quorum=1))
+            await a.poll()
+            await b.poll()
+            one, two = await asyncio.gather(a.task(), b.task())
+            # Of another one's task it does not get rid.
+            again = await b.poll(declined_task_id=one.task_id)
+            assert again.task.task_id == two.task_id
+            back = asyncio.create_task(b.poll(declined_task_id=two.task_id))
+            await a.push(one)
+            await host.event("round_committed", run_id=run_id, round_number=1)
+            await host.event("task_declined", run_id=run_id, round_number=1, client_id="b")
+            # It is in the next one again.
+            following = asyncio.gather(a.task(), b.task())
+            await back
+            assert {task.round_number for task in await following} == {2}
+
+    play(tmp_path, scene)

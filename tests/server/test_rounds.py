@@ -23,8 +23,8 @@ from server.round_events import (
     RoundCommitted,
     RoundOpened,
     SetDeadline,
+    TaskDropped,
     TasksCommitted,
-    UpdateRejected,
     UpdateStored,
 )
 from server.rounds import RoundMachine
@@ -143,7 +143,7 @@ class TestReserved:
         assert machine.handle(UpdateStored(1, B)) == [Aggregate(1)]
 
     @pytest.mark.parametrize(
-        "end", [DeadlinePassed(1, Phase.REPORTING), UpdateRejected(1, B), ClientGone(B)]
+        "end", [DeadlinePassed(1, Phase.REPORTING), TaskDropped(1, B), ClientGone(B)]
     )
     def test_without_its_one_update_fails(self, end: Event) -> None:
         machine = self.opened(A, B)
@@ -289,7 +289,7 @@ LATE: list[Event] = [
     TasksCommitted(2, (A, C)),
     UpdateStored(2, A),
     UpdateStored(0, A),
-    UpdateRejected(2, A),
+    TaskDropped(2, A),
     RoundCommitted(1, True),
     RoundCommitted(2, False),
     EvaluationDone(1, "clients", False),
@@ -317,11 +317,11 @@ class TestLateAndForeign:
     def test_rejected_answer_is_not_waited_for(self) -> None:
         machine = reporting(SPEC)
         assert machine.handle(UpdateStored(1, A)) == []
-        assert machine.handle(UpdateRejected(1, B)) == [Aggregate(1)]
+        assert machine.handle(TaskDropped(1, B)) == [Aggregate(1)]
 
     def test_rejected_answers_of_all_fail_the_round(self) -> None:
         machine = reporting(SPEC)
-        assert tell(machine, UpdateRejected(1, A), UpdateRejected(1, B))[0] == FailRound(
+        assert tell(machine, TaskDropped(1, A), TaskDropped(1, B))[0] == FailRound(
             1, "0 updates came, 1 are needed"
         )
 

@@ -28,8 +28,8 @@ from server.round_events import (
     RoundOpened,
     SetDeadline,
     StopRequested,
+    TaskDropped,
     TasksCommitted,
-    UpdateRejected,
     UpdateStored,
 )
 from server.rounds import RoundMachine
@@ -47,7 +47,7 @@ events = st.one_of(
     st.builds(ClientGone, clients),
     st.builds(TasksCommitted, numbers, plans),
     st.builds(UpdateStored, numbers, clients),
-    st.builds(UpdateRejected, numbers, clients),
+    st.builds(TaskDropped, numbers, clients),
     st.builds(RoundCommitted, numbers, st.booleans()),
     st.builds(EvaluationDone, numbers, st.sampled_from(["server", "clients"]), st.just(False)),
     st.builds(EvaluationDone, numbers, st.sampled_from(["server", "clients"]), st.booleans()),
@@ -201,7 +201,7 @@ class World:
         if machine.phase in (Phase.REPORTING, Phase.EVALUATING):
             for client in sorted(self.tasks):
                 moves += [("answer", UpdateStored(number, client))] * 3
-                moves += [("answer", UpdateRejected(number, client))]
+                moves += [("answer", TaskDropped(number, client))]
         moves += [("done", event) for event in self.answers[:1]] * 8
         moves += [("evaluated", event) for event in self.evaluations[:1]]
         if self.deadline is not None:
@@ -242,7 +242,7 @@ class World:
                 self.evaluations.pop(0)
             case "deadline", _:
                 self.deadline = None
-            case "answer", UpdateStored(_, client) | UpdateRejected(_, client):
+            case "answer", UpdateStored(_, client) | TaskDropped(_, client):
                 self.tasks.discard(client)
 
 
