@@ -6,7 +6,7 @@ end in the same parameters (docs/architecture.md, invariant 1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,9 @@ from coppice import tree
 from coppice.aggregation import MeanMetrics
 from coppice.app import App, build_model
 from coppice.data import Examples, split
+from coppice.device_cost import DeviceCost
 from coppice.domain import (
+    WORK_SECONDS,
     Capability,
     ClientId,
     Metrics,
@@ -39,6 +41,7 @@ from coppice.method import (
     client_half,
     server_half,
 )
+from coppice.sparse import Mask, SparseTensor
 from coppice.tensors import Weights, assign
 from coppice.training import evaluate
 from coppice.wire import payload as wire
@@ -56,6 +59,8 @@ class SimulatedRound:
     evaluation: Mapping[str, Metrics]
     bytes_down: int
     bytes_up: int
+    #: Modelled, of each device whose cost is known: the round lasts as long as the longest.
+    seconds: Mapping[ClientId, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ class _Device:
     train: Examples
     held_out: Examples
     kernels: bool
+    cost: DeviceCost | None
     private: MemoryPrivate = field(default_factory=MemoryPrivate)
     #: The masks that it holds, as they were sent.
     masks: bytearray | None = None
@@ -127,7 +133,17 @@ class _Device:
             meter=_Unmetered(),
             generator=generator,
             kernels=self.kernels,
+            cost=self.cost,
         )
+
+    def timed(self, task: Task, update: Update) -> Update:
+        """The update with the times that the server and the device would have measured."""
+        if self.cost is None:
+            return update
+        ones = _kept(task, self.cost.time.layers.keys())
+        seconds = self.cost.time.seconds(ones, update.steps)
+        work = replace(self.cost.time, seconds_per_value=0.0).seconds(ones, update.steps)
+        return replace(update, seconds=seconds, metrics={**update.metrics, WORK_SECONDS: work})
 
 
 _CAPABILITY = Capability(memory_bytes=2**40, num_threads=1, machine="simulated")
@@ -145,10 +161,12 @@ class Simulation:
         held_out: Examples | None = None,
         warm_start: Weights | None = None,
         kernels: bool = False,
+        costs: Mapping[ClientId, DeviceCost] | None = None,
     ) -> None:
         """`clients` hold all their examples; each keeps a held-out part as a real device would.
 
-        `held_out` is the server's evaluation set; `kernels` as in `Local`.
+        `held_out` is the server's evaluation set; `kernels` as in `Local`; `costs` are what rounds
+        cost the devices, which they choose by and from which the times are modelled.
         """
         check_wire(spec)
         self._spec = spec
@@ -163,6 +181,7 @@ class Simulation:
                 app,
                 *split(examples, app.held_out, derive_seed(spec.seed, "held_out", client_id)),
                 kernels,
+                (costs or {}).get(client_id),
             )
             for client_id, examples in clients.items()
         }
@@ -200,7 +219,12 @@ class Simulation:
         due = self._spec.evaluation_due(round_number)
         evaluation = self._evaluate(cohort, len(plan), round_number) if due else {}
         return SimulatedRound(
-            round_number, metrics, evaluation, traffic.bytes_down, traffic.bytes_up
+            round_number,
+            metrics,
+            evaluation,
+            traffic.bytes_down,
+            traffic.bytes_up,
+            traffic.seconds,
         )
 
     def _cohort(self, round_number: int) -> list[Participant]:
@@ -235,7 +259,9 @@ class Simulation:
             device = self._devices[name]
             traffic.bytes_down += len(sent.payload) + device.take_masks(sent.masks)
             local = device.local(spec.seed, task.round_number)
-            update = self._client.run(_received(task, sent), local)
+            update = device.timed(task, self._client.run(_received(task, sent), local))
+            if update.seconds is not None:
+                traffic.seconds[name] = update.seconds
             up = encode_update(
                 update.payload, sent.known, spec.wire, device.private, local.generator
             )
@@ -288,3 +314,14 @@ def _received(task: Task, sent: EncodedTask) -> Task:
 class _Traffic:
     bytes_down: int = 0
     bytes_up: int = 0
+    seconds: dict[ClientId, float] = field(default_factory=dict)
+
+
+def _kept(task: Task, names: Collection[str]) -> dict[str, int]:
+    """Weights that a task brings of each of these parameters."""
+    return {
+        name: item.mask.count if isinstance(item, SparseTensor) else item.numel()
+        for group in task.payload.values()
+        for name, item in group.items()
+        if name in names and not isinstance(item, Mask)
+    }

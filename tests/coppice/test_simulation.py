@@ -29,6 +29,7 @@ from coppice.simulation import SimulatedRound, Simulation, SimulationResult
 from coppice.tensors import assign, buffers_of, dense_tensors, parameters_of, spec_of
 from coppice.training import evaluate
 from coppice.wire.header import encoded_size_bytes
+from tests.coppice.costs import device_cost
 from tests.coppice.toys import ToyApp, examples, linear, two_layers, with_buffers
 
 SEED = 3
@@ -264,3 +265,13 @@ def test_the_servers_evaluation_decides_where_there_is_one(
     right = {"weight": torch.eye(3, 4) * 5, "bias": torch.zeros(3)}
     simulated = simulation(run, app=ToyApp(linear), held_out=held_out, warm_start=right)
     assert len(simulated.run().rounds) == rounds
+
+
+def test_times_are_modelled_by_what_rounds_cost_the_devices() -> None:
+    model = build_model(ToyApp(linear), 0)
+    slow, fast = device_cost(model, slowness=8.0), device_cost(model)
+    result = simulation(app=ToyApp(linear), costs={NAMES[0]: slow, NAMES[1]: fast}).run()
+    weights = {name: model.get_parameter(name).numel() for name in slow.time.layers}
+    # An epoch of 15 and 16 examples, in batches of 5, the lone last one with the one before it.
+    expected = {NAMES[0]: slow.time.seconds(weights, 3), NAMES[1]: fast.time.seconds(weights, 3)}
+    assert [done.seconds for done in result.rounds] == [expected] * 3
