@@ -48,13 +48,13 @@ def save_model(path: Path, weights: Weights, info: ModelInfo) -> None:
 
     Sparse tensors are written dense, for any program to read, and their masks beside them.
     """
-    # safetensors refuses tensors that share memory.
+    # safetensors refuses tensors that share memory, as those of equal masks may.
     copies = {
         name: tensor.detach().contiguous().clone()
         for name, tensor in dense_tensors(weights).items()
     }
     masks = masks_of(weights)
-    copies |= {name + _MASK: mask.packed for name, mask in masks.items()}
+    copies |= {name + _MASK: mask.packed.clone() for name, mask in masks.items()}
     info = replace(info, density=density(masks.values()) if masks else None)
     data = to_bytes(copies, metadata={_KEY: json.dumps(to_plain(info))})
     write_file(path, data, remedy="choose another path")

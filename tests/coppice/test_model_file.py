@@ -73,6 +73,13 @@ def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
     assert loaded["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
+def test_weights_on_one_mask_are_saved(tmp_path: Path) -> None:
+    mask = Mask.full((2, 3))
+    weights = {name: SparseTensor(mask, torch.arange(6.0)) for name in ("a.weight", "b.weight")}
+    save_model(tmp_path / "model.safetensors", weights, INFO)
+    assert masks_of(load_weights(tmp_path / "model.safetensors")) == masks_of(weights)
+
+
 def test_the_file_is_replaced_whole_and_nothing_is_left_beside_it(saved: Path) -> None:
     save_model(saved, {"w": torch.zeros(1)}, INFO)
     assert list(load_weights(saved)) == ["w"]
