@@ -88,7 +88,8 @@ def chosen(paths: Paths, pace: float, previous: Choice | None = None) -> Choice 
     steps = min(previous.steps, max_steps)
     stay = _choice(options, steps, _snapped(options, previous), max_steps)
     allowed = steps > 0 and options.cost.allows(stay.kept, steps, pace)
-    is_enough = best.gain <= (1 + WORTH_A_CHANGE) * stay.gain
+    # Where nothing is known to gain anything, what was done says nothing either.
+    is_enough = 0 < best.gain <= (1 + WORTH_A_CHANGE) * stay.gain
     return replace(stay, why=best.why) if allowed and is_enough else best
 
 

@@ -17,7 +17,7 @@ from coppice.method import Task, Update
 from coppice.methods.prunefl.estimate import estimate
 from coppice.methods.prunefl.importance import whole_report
 from coppice.methods.prunefl.order import LayerOrder, cut, nearest, shared_order
-from coppice.methods.prunefl.pace import find_pace
+from coppice.methods.prunefl.pace import Pace, find_pace
 from coppice.methods.prunefl.profile import Profile, profile_of
 from coppice.methods.prunefl.reconfigure import prune_share
 from coppice.methods.prunefl.settings import Settings
@@ -45,6 +45,11 @@ class FleetState:
     #: Weights that each device kept last, by parameter.
     kept: Mapping[ClientId, Mapping[str, int]] = field(default_factory=dict)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no device has trained yet: how long a round should take is not known."""
+        return not self.kept
+
 
 def new_fleet(parameters: Weights, importance: Mapping[str, Tensor], base: float) -> FleetState:
     """A fleet that knows nothing of its devices yet: their memory alone limits what they keep."""
@@ -62,8 +67,11 @@ class DeviceScope:
         self._max_steps = settings.local_steps
 
     def terms(self, fleet: FleetState) -> Terms:
-        """What devices choose from."""
-        return Terms(fleet.profile, fleet.pace_seconds, self._max_steps)
+        """What devices choose from; a single step in the round that the first pace comes of."""
+        return Terms(fleet.profile, fleet.pace_seconds, self._most_steps(fleet))
+
+    def _most_steps(self, fleet: FleetState) -> int:
+        return 1 if fleet.is_new else self._max_steps
 
     def plan(
         self,
@@ -77,7 +85,7 @@ class DeviceScope:
     ) -> dict[ClientId, Task]:
         """Each device its own cut and number of steps; who declined is left out."""
         choices = {
-            participant.client_id: self._valid(participant.choice, fleet.profile)
+            participant.client_id: self._valid(participant.choice, fleet)
             if participant.choice is not None
             else self._as_before(participant.client_id, fleet)
             for participant in cohort
@@ -104,15 +112,16 @@ class DeviceScope:
             tasks[client_id] = replace(task, payload=payloads[key])
         return tasks
 
-    def _valid(self, choice: Mapping[str, Any], profile: Profile) -> _Choice | None:
+    def _valid(self, choice: Mapping[str, Any], fleet: FleetState) -> _Choice | None:
         """Steps, counts and whether importance is reported; a choice that is none is the least."""
+        profile = fleet.profile
         least = {name: layer.kept[0] for name, layer in profile.layers.items()}
         if DECLINED in choice:
             return None
         steps, kept = choice.get("steps"), choice.get("kept")
         is_valid = (
             isinstance(steps, int)
-            and 1 <= steps <= self._max_steps
+            and 1 <= steps <= self._most_steps(fleet)
             and isinstance(kept, Mapping)
             and kept.keys() == profile.layers.keys()
             and all(kept[name] in layer.kept for name, layer in profile.layers.items())
@@ -145,7 +154,7 @@ class DeviceScope:
         deltas = NovaMean(settings.absent, settings.least_share)
         rest, seen = MeanUpdate(), _Seen(fleet)
         for update in updates:
-            steps = min(max(1, update.steps), self._max_steps)
+            steps = min(max(1, update.steps), self._most_steps(fleet))
             norm = accumulation_norm(
                 steps, learning_rate, settings.momentum, settings.weight_decay, settings.proximal
             )
@@ -169,31 +178,35 @@ class DeviceScope:
     def _reconfigured(
         self, parameters: Weights, fleet: FleetState, seen: _Seen, rounds: int
     ) -> tuple[Weights, FleetState]:
-        settings = self._settings
-        if not seen.squares:
-            # Nobody had the memory to report: there is nothing to choose by.
+        # Where nobody has the memory to report, the order stays, and with it what it is worth.
+        if seen.squares:
+            importance, base = seen.importance()
+            settings = self._settings
+            share = prune_share(rounds, settings.prune_share, settings.prune_half_life)
+            order = shared_order(sparse_weights(parameters), importance, share)
+            fleet = replace(fleet, order=order, profile=profile_of(order, importance, base))
+        pace = self._pace(fleet)
+        if pace is None:
             return parameters, fleet
-        importance, base = seen.importance()
-        share = prune_share(rounds, settings.prune_share, settings.prune_half_life)
-        order = shared_order(sparse_weights(parameters), importance, share)
-        profile = profile_of(order, importance, base)
-        new = replace(fleet, order=order, profile=profile)
-        costs = {name: cost for name, cost in fleet.costs.items() if _fits(cost, profile)}
-        if not costs:
-            return parameters, new
-        shares = {name: float(fleet.num_examples[name]) for name in costs}
-        try:
-            pace = find_pace(profile, costs, shares, self._max_steps, settings.include)
-        except ValueError:
-            # None of these has the memory for the fewest weights: they decline by themselves.
-            return parameters, new
         kept = {
-            name: max(choice.kept[name] for choice in pace.choices.values())
-            for name in profile.layers
+            name: max(choice.kept[name] for choice in pace.choices.values()) for name in fleet.order
         }
         # The next pace goes by what devices say from now on: some leave, some get slower.
-        forgotten = replace(new, pace_seconds=pace.seconds, costs={}, num_examples={})
-        return remask(parameters, cut(order, kept), {}), forgotten
+        forgotten = replace(fleet, pace_seconds=pace.seconds, costs={}, num_examples={})
+        return remask(parameters, cut(fleet.order, kept), {}), forgotten
+
+    def _pace(self, fleet: FleetState) -> Pace | None:
+        """By what devices have said; None where that, or what weights are worth, is not known."""
+        costs = {name: cost for name, cost in fleet.costs.items() if _fits(cost, fleet.profile)}
+        gains_any = any(layer.gains[-1] > 0 for layer in fleet.profile.layers.values())
+        if not (costs and gains_any):
+            return None
+        shares = {name: float(fleet.num_examples[name]) for name in costs}
+        try:
+            return find_pace(fleet.profile, costs, shares, self._max_steps, self._settings.include)
+        except ValueError:
+            # None of these has the memory for the fewest weights: they decline by themselves.
+            return None
 
 
 class _Seen:

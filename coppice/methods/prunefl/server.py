@@ -211,7 +211,9 @@ class Server(ServerHalf[State]):
     # ---- reconfiguration ----
 
     def _is_due(self, state: State) -> bool:
-        return (state.rounds + 1) % self._settings.reconfigure_every == 0
+        # The first pace cannot wait: until there is one, rounds take as long as the slowest device.
+        seeks_pace = state.fleet is not None and state.fleet.is_new
+        return seeks_pace or (state.rounds + 1) % self._settings.reconfigure_every == 0
 
     def _reported(self, state: State) -> Mapping[str, Mapping[str, Item]]:
         """What the updates of a round that reconfigures bring beside the delta."""

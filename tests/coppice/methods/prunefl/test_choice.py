@@ -203,6 +203,21 @@ def test_device_goes_on_to_what_gains_much_more() -> None:
     assert chosen(profile, cost, pace, before) == after
 
 
+def test_device_does_not_stay_where_nothing_is_known_to_gain_anything() -> None:
+    profile, cost, pace = drawn(0)
+    worthless = replace(
+        profile,
+        base_gain=0.0,
+        layers={
+            name: replace(layer, gains=(0.0,) * len(layer.gains))
+            for name, layer in profile.layers.items()
+        },
+    )
+    least = replace(chosen(profile, cost, pace), steps=1, kept=counts(profile, 0))
+    again = chosen(worthless, cost, 1e6, least)
+    assert (again.steps, again.kept) == (STEPS, counts(profile, profile.levels))
+
+
 def test_device_leaves_what_is_not_allowed_any_more() -> None:
     profile, cost, _ = drawn(0)
     pace = cost.time.seconds(counts(profile, -1), STEPS)

@@ -12,96 +12,22 @@ import torch
 from torch import nn
 
 from coppice.app import build_model
-from coppice.device_cost import DeviceCost
 from coppice.domain import ClientId, Participant
 from coppice.errors import RunFileError
 from coppice.masks import density
-from coppice.method import InitContext, Local, Task, Update
-from coppice.methods.prunefl.client import Chosen, Client
-from coppice.methods.prunefl.server import Server, State
-from coppice.methods.prunefl.settings import Settings
-from coppice.simulation import MemoryPrivate
+from coppice.method import InitContext
+from coppice.methods.prunefl.client import Chosen
+from coppice.methods.prunefl.server import Server
 from coppice.sparse import SparseTensor
 from coppice.tensors import dense_tensors, masks_of, weight_group
 from tests.coppice.costs import BASE_BYTES, device_cost
+from tests.coppice.methods.prunefl.own_masks import APP, STEPS, Run, begun, cost, kept, settings
 from tests.coppice.methods.prunefl.small import DEAR, FIRST, NAMES, SECOND
-from tests.coppice.toys import CAPABILITY, ToyApp, examples, local, two_layers
-
-STEPS = 4
-APP = ToyApp(two_layers)
+from tests.coppice.toys import CAPABILITY, two_layers
 
 
-def settings(**fields: Any) -> Settings:
-    given: dict[str, Any] = {
-        "local_steps": STEPS,
-        "batch_size": 4,
-        "initial_passes": 0,
-        "reconfigure_every": 2,
-        "mask_scope": "device",
-    }
-    return Settings(**(given | fields))
-
-
-class Run:
-    """Devices by name, of these costs; None does not know its own."""
-
-    def __init__(self, costs: Mapping[str, DeviceCost | None], **fields: Any) -> None:
-        chosen = settings(**fields)
-        self.server = Server(chosen)
-        self.clients = {name: Client(chosen) for name in costs}
-        self.costs = dict(costs)
-        self.privates = {name: MemoryPrivate() for name in costs}
-        self.state: State = self.server.init(InitContext(0, lambda: build_model(APP, 0)))
-        self.round_number = 0
-
-    def local(self, name: str) -> Local:
-        number = list(self.costs).index(name)
-        return local(
-            APP,
-            examples(12, seed=number),
-            client_id=ClientId(name),
-            private=self.privates[name],
-            cost=self.costs[name],
-            generator=torch.Generator().manual_seed(self.round_number * 10 + number),
-        )
-
-    def choices(self) -> dict[str, Mapping[str, Any]]:
-        terms = self.server.terms(self.state, self.round_number + 1)
-        assert terms is not None
-        return {name: self.clients[name].choose(terms, self.local(name)) for name in self.costs}
-
-    def plan(self, choices: Mapping[str, Any] | None = None) -> Mapping[ClientId, Task]:
-        cohort = [
-            Participant(ClientId(name), CAPABILITY, 12, choice)
-            for name, choice in (choices or self.choices()).items()
-        ]
-        return self.server.plan(self.state, cohort, self.round_number + 1)
-
-    def round(self, choices: Mapping[str, Any] | None = None) -> Mapping[str, Task]:
-        tasks = self.plan(choices)
-        self.round_number += 1
-        updates = [self.clients[name].run(task, self.local(name)) for name, task in tasks.items()]
-        self.fold(updates)
-        for private in self.privates.values():
-            private.commit()
-        return {str(name): task for name, task in tasks.items()}
-
-    def fold(self, updates: list[Update]) -> Mapping[str, float]:
-        self.state, metrics = self.server.aggregate(self.state, updates, self.round_number)
-        return metrics
-
-
-def cost(slowness: float = 1.0, room: float = 1e12) -> DeviceCost:
-    return device_cost(two_layers(), slowness, BASE_BYTES + room)
-
-
-def kept(task: Task) -> dict[str, int]:
-    masks = masks_of(weight_group(task.payload, "parameters"))
-    return {name: mask.count for name, mask in masks.items()}
-
-
-def test_before_anything_is_measured_all_is_kept_that_memory_allows() -> None:
-    run = Run({"large": cost(), "small": cost(room=22.0 * 30)})
+def test_without_a_pace_all_is_kept_that_memory_allows() -> None:
+    run = begun({"large": cost(), "small": cost(room=22.0 * 30)})
     tasks = run.round()
     assert kept(tasks["large"]) == {FIRST: 32, SECOND: 24}
     few = kept(tasks["small"])
@@ -192,7 +118,6 @@ def test_a_device_without_memory_for_a_report_abstains() -> None:
     model_bytes = 4 * (2 * (32 + 24) + 32)
     needed = device_cost(two_layers()).memory.peak_bytes({FIRST: 32, SECOND: 24}) - BASE_BYTES
     run = Run({"able": cost(room=needed + model_bytes), "not": cost(room=needed + model_bytes - 1)})
-    run.round()
     tasks = run.plan()
     assert "importance" in tasks[ClientId("able")].expects
     assert "importance" not in tasks[ClientId("not")].expects
@@ -226,10 +151,8 @@ def test_what_a_device_does_not_hold_stays_as_it_was() -> None:
 
 @pytest.mark.parametrize(("absent", "share"), [("skip", 1.0), ("zero", 0.5)])
 def test_weights_of_one_device_count_by_absent(absent: str, share: float) -> None:
-    run = Run({"all": cost(), "small": cost(room=22.0 * 20)}, absent=absent)
-    tasks = run.plan()
-    run.round_number += 1
-    updates = [run.clients[name].run(task, run.local(name)) for name, task in tasks.items()]
+    run = begun({"all": cost(), "small": cost(room=22.0 * 20)}, absent=absent, reconfigure_every=3)
+    updates = run.updates()
     before = run.state.parameters[FIRST]
     run.fold(updates)
     after = run.state.parameters[FIRST]
@@ -246,9 +169,7 @@ def test_weights_of_one_device_count_by_absent(absent: str, share: float) -> Non
 
 def test_steps_that_an_update_claims_are_believed_only_so_far() -> None:
     run = Run({"a": cost(), "b": cost()})
-    tasks = run.plan()
-    run.round_number += 1
-    updates = [run.clients[name].run(task, run.local(name)) for name, task in tasks.items()]
+    updates = run.updates()
     honest = Run({"a": cost(), "b": cost()})
     honest.round_number += 1
     honest.fold(updates)
