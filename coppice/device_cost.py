@@ -112,6 +112,15 @@ class RoundCost(Section):
         for name in ("round_seconds", "step_seconds", "seconds_per_value"):
             _check(f"{name} is", getattr(self, name), MOST_SECONDS, "seconds")
 
+    def times(self, factor: float) -> RoundCost:
+        """The cost where everything takes so many times as long."""
+        return RoundCost(
+            round_seconds=factor * self.round_seconds,
+            step_seconds=factor * self.step_seconds,
+            seconds_per_value=factor * self.seconds_per_value,
+            layers={name: layer.times(factor) for name, layer in self.layers.items()},
+        )
+
     def seconds(self, ones: Mapping[str, int], steps: int) -> float:
         """Seconds of a round of so many steps; ValueError for other parameters' names."""
         _check_names(ones, self.layers)

@@ -14,6 +14,7 @@ from coppice.device_cost import DeviceCost
 from coppice.domain import ClientId, Metrics, Participant
 from coppice.masks import density, remask, sparse_weights
 from coppice.method import Task, Update
+from coppice.methods.prunefl.belief import believed
 from coppice.methods.prunefl.estimate import estimate
 from coppice.methods.prunefl.importance import whole_report
 from coppice.methods.prunefl.order import LayerOrder, cut, nearest, shared_order
@@ -159,7 +160,7 @@ class DeviceScope:
                 steps, learning_rate, settings.momentum, settings.weight_decay, settings.proximal
             )
             deltas.add(weight_group(update.payload, "delta"), update.num_examples, norm)
-            seen.add(update)
+            seen.add(update, steps)
             rest.add(replace(update, payload={**update.payload, "delta": {}}))
         delta = deltas.value()
         if not delta:
@@ -197,7 +198,7 @@ class DeviceScope:
 
     def _pace(self, fleet: FleetState) -> Pace | None:
         """By what devices have said; None where that, or what weights are worth, is not known."""
-        costs = {name: cost for name, cost in fleet.costs.items() if _fits(cost, fleet.profile)}
+        costs = fleet.costs
         gains_any = any(layer.gains[-1] > 0 for layer in fleet.profile.layers.values())
         if not (costs and gains_any):
             return None
@@ -221,13 +222,10 @@ class _Seen:
         self._masses: list[float] = []
         self._base = 0.0
 
-    def add(self, update: Update) -> None:
+    def add(self, update: Update, steps: int) -> None:
         masks = masks_of(weight_group(update.payload, "delta"))
         self.kept[update.client_id] = {name: mask.count for name, mask in masks.items()}
-        cost = cost_from_tensors(dense_group(update.payload, "cost"))
-        if cost is not None:
-            self.costs[update.client_id] = cost
-            self.num_examples[update.client_id] = update.num_examples
+        self._add_cost(update, steps)
         if "importance" not in update.payload or update.num_examples == 0:
             return
         for name, item in dense_group(update.payload, "importance").items():
@@ -235,6 +233,18 @@ class _Seen:
             total.add_(item.clamp(min=0))
         self._base += max(0.0, float(dense_group(update.payload, "base")["importance"]))
         self._masses.append(float(update.num_examples))
+
+    def _add_cost(self, update: Update, steps: int) -> None:
+        client_id, reported = update.client_id, "importance" in update.payload
+        # What was said in a round that only trained was checked against its whole time.
+        if reported and client_id in self.costs:
+            return
+        cost = cost_from_tensors(dense_group(update.payload, "cost"))
+        if cost is not None:
+            cost = believed(cost, self.kept[client_id], steps, update.seconds, reported)
+        if cost is not None:
+            self.costs[client_id] = cost
+            self.num_examples[client_id] = update.num_examples
 
     def importance(self) -> tuple[dict[str, Tensor], float]:
         """G of every entry, float32, and of what is never pruned."""
@@ -265,7 +275,3 @@ def _moved(parameters: Weights, delta: Weights) -> Weights:
             assert isinstance(change, Tensor)
             moved[name] = item + change.to(item.dtype)
     return moved
-
-
-def _fits(cost: DeviceCost, profile: Profile) -> bool:
-    return cost.time.layers.keys() == profile.layers.keys()

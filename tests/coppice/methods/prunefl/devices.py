@@ -100,19 +100,4 @@ def best_of_all(
 
 def scaled(cost: DeviceCost, factor: float) -> DeviceCost:
     """A device on which everything takes so many times as long."""
-    factor = float(factor)
-    layers = {
-        name: LayerCost(
-            kept=layer.kept,
-            sparse_seconds=tuple(factor * seconds for seconds in layer.sparse_seconds),
-            dense_seconds=factor * layer.dense_seconds,
-        )
-        for name, layer in cost.time.layers.items()
-    }
-    time = RoundCost(
-        round_seconds=factor * cost.time.round_seconds,
-        step_seconds=factor * cost.time.step_seconds,
-        seconds_per_value=factor * cost.time.seconds_per_value,
-        layers=layers,
-    )
-    return replace(cost, time=time)
+    return replace(cost, time=cost.time.times(float(factor)))
