@@ -23,6 +23,7 @@ from coppice.device_cost import DeviceCost
 from coppice.domain import (
     Capability,
     ClientId,
+    CohortSpec,
     MethodSpec,
     Metrics,
     Participant,
@@ -134,6 +135,8 @@ class InitContext:
     make_model: Callable[..., nn.Module]
     #: Parameters and buffers to start from instead of the model's own.
     warm_start: Weights | None = None
+    #: Who takes part in a round of the run; by default one client.
+    cohort: CohortSpec = field(default_factory=lambda: CohortSpec(size=1))
 
 
 class ServerHalf(ABC, Generic[State]):

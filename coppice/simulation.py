@@ -186,7 +186,9 @@ class Simulation:
             for client_id, examples in clients.items()
         }
         self.state = self._server.init(
-            InitContext(spec.seed, partial(build_model, app, seed=spec.seed), warm_start)
+            InitContext(
+                spec.seed, partial(build_model, app, seed=spec.seed), warm_start, spec.cohort
+            )
         )
 
     @property

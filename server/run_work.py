@@ -38,7 +38,10 @@ class RunWork:
             warm_start = load_weights(self._blobs.path(self._spec.warm_start.digest))
         self._state = self._half.init(
             InitContext(
-                self._spec.seed, partial(build_model, app, seed=self._spec.seed), warm_start
+                self._spec.seed,
+                partial(build_model, app, seed=self._spec.seed),
+                warm_start,
+                self._spec.cohort,
             )
         )
         return self._blobs.put(tree.save(self._state))

@@ -67,6 +67,7 @@ def _prepare(resources: Resources, text: str, folder: Path, app: Path | None) ->
     except (InvalidPayload, UnreadableData) as error:
         raise RunFileError(f"warm_start: {error}") from None
     # What the method has to say about this model, it says now.
-    context = InitContext(spec.seed, partial(build_model, trained, seed=spec.seed), warm_start)
+    make_model = partial(build_model, trained, seed=spec.seed)
+    context = InitContext(spec.seed, make_model, warm_start, spec.cohort)
     server_half(spec.method).init(context)
     return file

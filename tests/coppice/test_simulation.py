@@ -66,6 +66,12 @@ def saved(result: SimulationResult) -> bytes:
 # ---- the same again ----------------------------------------------------------------------------
 
 
+def test_the_method_knows_the_cohort() -> None:
+    method = MethodSpec(name="prunefl", settings={"local_steps": 1, "initial_passes": 0})
+    run = replace(spec(), method=method)
+    assert simulation(run).state.cohort == run.cohort
+
+
 def test_the_same_run_gives_the_same_bytes() -> None:
     torch.manual_seed(1)
     first = simulation().run()

@@ -120,6 +120,12 @@ class TestState:
         assert RunWork(replace(SPEC, seed=8), blobs).init_state(None) != first
         assert equal(state_in(blobs, first).parameters, initial())
 
+    def test_first_one_may_know_the_cohort(self, blobs: Blobs) -> None:
+        method = MethodSpec(name="prunefl", settings={"local_steps": 1, "initial_passes": 0})
+        work = RunWork(replace(SPEC, method=method), blobs)
+        work.init_state(None)
+        assert work._state.cohort == SPEC.cohort
+
     def test_first_one_may_be_a_warm_start(self, blobs: Blobs, tmp_path: Path) -> None:
         from safetensors.torch import save
 

@@ -77,7 +77,7 @@ class Client(ModelClient):
         """Steps and counts by what this device has measured of itself; the least before it has."""
         offered = terms_from_payload(terms)
         profile, cost = offered.profile, local.cost
-        least = {name: layer.kept[0] for name, layer in profile.layers.items()}
+        least = profile.least
         if cost is None or cost.time.layers.keys() != least.keys():
             return {"steps": 1, "kept": least, "reports": False}
         pace = offered.pace_seconds or _NO_PACE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from coppice.device_cost import DeviceCost
-from coppice.domain import ClientId, Metrics, Participant
+from coppice.domain import ClientId, CohortSpec, Metrics, Participant
 from coppice.masks import density, remask, sparse_weights
 from coppice.method import Task, Update
 from coppice.methods.prunefl.belief import believed
@@ -29,7 +30,10 @@ from coppice.sparse import Item, Mask, SparseTensor
 from coppice.tensors import Payload, Tensors, Weights, dense_group, masks_of, weight_group
 
 #: Local steps, kept weights of each parameter, and whether importance is reported.
-_Choice: TypeAlias = tuple[int, dict[str, int], bool]
+_Choice: TypeAlias = tuple[int, Mapping[str, int], bool]
+
+#: No pace is a larger share of the time that a round is given: what rounds take varies.
+_DEADLINE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ class FleetState:
     costs: Mapping[ClientId, DeviceCost] = field(default_factory=dict)
     #: Examples that each of these has.
     num_examples: Mapping[ClientId, int] = field(default_factory=dict)
-    #: Weights that each device kept last, by parameter.
+    #: Weights that each device kept last, by parameter, and in which round that was.
     kept: Mapping[ClientId, Mapping[str, int]] = field(default_factory=dict)
+    last_rounds: Mapping[ClientId, int] = field(default_factory=dict)
 
     @property
     def is_new(self) -> bool:
@@ -57,6 +62,29 @@ def new_fleet(parameters: Weights, importance: Mapping[str, Tensor], base: float
     # All that is there is the core: nothing has been measured yet that speaks against any of it.
     order = shared_order(sparse_weights(parameters), importance, 0.0)
     return FleetState(order, profile_of(order, importance, base))
+
+
+@dataclass(frozen=True)
+class FleetRound:
+    """What one round is to be."""
+
+    number: int
+    #: Rounds of all clients, this one included, that are or will be committed.
+    count: int
+    learning_rate: float
+    #: Whether it asks for importance, and reconfigures at its end.
+    is_due: bool
+    cohort: CohortSpec
+
+    @property
+    def longest_seconds(self) -> float:
+        """What a pace may be."""
+        return _DEADLINE_SHARE * self.cohort.deadline_seconds
+
+    def quorum_of(self, devices: int) -> int:
+        """How many of all devices that are known make a cohort's quorum likely."""
+        needed = self.cohort.needed
+        return max(needed, math.ceil(devices * needed / self.cohort.size))
 
 
 class DeviceScope:
@@ -80,15 +108,11 @@ class DeviceScope:
         buffers: Tensors,
         fleet: FleetState,
         cohort: Sequence[Participant],
-        round_number: int,
-        learning_rate: float,
-        report: bool,
+        planned: FleetRound,
     ) -> dict[ClientId, Task]:
-        """Each device its own cut and number of steps; who declined is left out."""
+        """Each device its own cut and number of steps; who may sit out is left out."""
         choices = {
-            participant.client_id: self._valid(participant.choice, fleet)
-            if participant.choice is not None
-            else self._as_before(participant.client_id, fleet)
+            participant.client_id: self._choice(participant, fleet, planned.number)
             for participant in cohort
         }
         # Tasks on the same weights have one payload, which is encoded once.
@@ -104,21 +128,33 @@ class DeviceScope:
                 payloads[key] = {"parameters": own, "buffers": buffers}
             own = weight_group(payloads[key], "parameters")
             more: dict[str, Mapping[str, Item]] = {"cost": no_cost(list(kept))}
-            if report and reports:
+            report = planned.is_due and reports
+            if report:
                 more |= whole_report(own)
             settings = {
-                "learning_rate": learning_rate, "steps": steps, "report": report and reports,
+                "learning_rate": planned.learning_rate, "steps": steps, "report": report,
             }  # fmt: skip
-            task = training_task(own, buffers, round_number, settings, more)
+            task = training_task(own, buffers, planned.number, settings, more)
             tasks[client_id] = replace(task, payload=payloads[key])
         return tasks
 
-    def _valid(self, choice: Mapping[str, Any], fleet: FleetState) -> _Choice | None:
+    def _choice(
+        self, participant: Participant, fleet: FleetState, round_number: int
+    ) -> _Choice | None:
+        """What a device is to do; None where it declined and may sit out."""
+        client_id, choice = participant.client_id, participant.choice
+        if choice is None:
+            return self._as_before(client_id, fleet)
+        if DECLINED not in choice:
+            return self._valid(choice, fleet)
+        rounds_out = round_number - 1 - fleet.last_rounds.get(client_id, 0)
+        if choice[DECLINED] == "pace" and rounds_out >= self._settings.most_rounds_out:
+            return 1, fleet.profile.least, False
+        return None
+
+    def _valid(self, choice: Mapping[str, Any], fleet: FleetState) -> _Choice:
         """Steps, counts and whether importance is reported; a choice that is none is the least."""
         profile = fleet.profile
-        least = {name: layer.kept[0] for name, layer in profile.layers.items()}
-        if DECLINED in choice:
-            return None
         steps, kept = choice.get("steps"), choice.get("kept")
         is_valid = (
             isinstance(steps, int)
@@ -128,16 +164,14 @@ class DeviceScope:
             and all(kept[name] in layer.kept for name, layer in profile.layers.items())
         )
         if not is_valid:
-            return 1, least, False
+            return 1, profile.least, False
         assert isinstance(kept, Mapping)
         counts = {name: int(kept[name]) for name in profile.layers}
         return int(steps or 1), counts, choice.get("reports") is True
 
     def _as_before(self, client_id: ClientId, fleet: FleetState) -> _Choice:
         """Of a device that is to evaluate or keep the model: what it held last, or the least."""
-        held = fleet.kept.get(client_id)
-        if held is None:
-            held = {name: layer.kept[0] for name, layer in fleet.profile.layers.items()}
+        held = fleet.kept.get(client_id, fleet.profile.least)
         return self._max_steps, nearest(fleet.order, held), False
 
     def aggregate(
@@ -146,18 +180,20 @@ class DeviceScope:
         buffers: Tensors,
         fleet: FleetState,
         updates: Iterable[Update],
-        learning_rate: float,
-        rounds: int,
-        due: bool,
+        planned: FleetRound,
     ) -> tuple[Weights, Tensors, FleetState, Metrics] | None:
         """The next weights and fleet; None without an update that has any weight."""
         settings = self._settings
         deltas = NovaMean(settings.absent, settings.least_share)
-        rest, seen = MeanUpdate(), _Seen(fleet)
+        rest, seen = MeanUpdate(), _Seen(fleet, planned.number)
         for update in updates:
             steps = min(max(1, update.steps), self._most_steps(fleet))
             norm = accumulation_norm(
-                steps, learning_rate, settings.momentum, settings.weight_decay, settings.proximal
+                steps,
+                planned.learning_rate,
+                settings.momentum,
+                settings.weight_decay,
+                settings.proximal,
             )
             deltas.add(weight_group(update.payload, "delta"), update.num_examples, norm)
             seen.add(update, steps)
@@ -166,9 +202,15 @@ class DeviceScope:
         if not delta:
             return None
         moved = _moved(parameters, delta)
-        fleet = replace(fleet, costs=seen.costs, num_examples=seen.num_examples, kept=seen.kept)
-        if due:
-            moved, fleet = self._reconfigured(moved, fleet, seen, rounds)
+        fleet = replace(
+            fleet,
+            costs=seen.costs,
+            num_examples=seen.num_examples,
+            kept=seen.kept,
+            last_rounds=seen.last_rounds,
+        )
+        if planned.is_due:
+            moved, fleet = self._reconfigured(moved, fleet, seen, planned)
         metrics = {
             **rest.metrics(),
             "density": density(masks_of(moved).values()),
@@ -177,16 +219,16 @@ class DeviceScope:
         return moved, rest.buffers(buffers), fleet, metrics
 
     def _reconfigured(
-        self, parameters: Weights, fleet: FleetState, seen: _Seen, rounds: int
+        self, parameters: Weights, fleet: FleetState, seen: _Seen, planned: FleetRound
     ) -> tuple[Weights, FleetState]:
         # Where nobody has the memory to report, the order stays, and with it what it is worth.
         if seen.squares:
             importance, base = seen.importance()
             settings = self._settings
-            share = prune_share(rounds, settings.prune_share, settings.prune_half_life)
+            share = prune_share(planned.count, settings.prune_share, settings.prune_half_life)
             order = shared_order(sparse_weights(parameters), importance, share)
             fleet = replace(fleet, order=order, profile=profile_of(order, importance, base))
-        pace = self._pace(fleet)
+        pace = self._pace(fleet, planned)
         if pace is None:
             return parameters, fleet
         kept = {
@@ -196,27 +238,37 @@ class DeviceScope:
         forgotten = replace(fleet, pace_seconds=pace.seconds, costs={}, num_examples={})
         return remask(parameters, cut(fleet.order, kept), {}), forgotten
 
-    def _pace(self, fleet: FleetState) -> Pace | None:
+    def _pace(self, fleet: FleetState, planned: FleetRound) -> Pace | None:
         """By what devices have said; None where that, or what weights are worth, is not known."""
-        costs = fleet.costs
-        gains_any = any(layer.gains[-1] > 0 for layer in fleet.profile.layers.values())
-        if not (costs and gains_any):
+        profile, costs = fleet.profile, fleet.costs
+        has_gains = any(layer.gains[-1] > 0 for layer in profile.layers.values())
+        if not (costs and has_gains):
             return None
         shares = {name: float(fleet.num_examples[name]) for name in costs}
         try:
-            return find_pace(fleet.profile, costs, shares, self._max_steps, self._settings.include)
+            return find_pace(
+                profile,
+                costs,
+                shares,
+                self._max_steps,
+                self._settings.include,
+                planned.quorum_of(len(costs)),
+                planned.longest_seconds,
+            )
         except ValueError:
-            # None of these has the memory for the fewest weights: they decline by themselves.
+            # None of these has the memory, or the time, for the fewest weights.
             return None
 
 
 class _Seen:
     """What the updates of one round say beside the weights."""
 
-    def __init__(self, fleet: FleetState) -> None:
+    def __init__(self, fleet: FleetState, round_number: int) -> None:
+        self._round_number = round_number
         self.costs = dict(fleet.costs)
         self.num_examples = dict(fleet.num_examples)
         self.kept = dict(fleet.kept)
+        self.last_rounds = dict(fleet.last_rounds)
         #: Sums of squared gradients times examples, float64, of every entry.
         self.squares: dict[str, Tensor] = {}
         self._masses: list[float] = []
@@ -224,6 +276,7 @@ class _Seen:
 
     def add(self, update: Update, steps: int) -> None:
         masks = masks_of(weight_group(update.payload, "delta"))
+        self.last_rounds[update.client_id] = self._round_number
         self.kept[update.client_id] = {name: mask.count for name, mask in masks.items()}
         self._add_cost(update, steps)
         if "importance" not in update.payload or update.num_examples == 0:

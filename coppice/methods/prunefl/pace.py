@@ -49,14 +49,25 @@ class Fleet:
         devices: Mapping[ClientId, DeviceCost],
         shares: Mapping[ClientId, float],
         max_steps: int,
+        longest: float = math.inf,
     ) -> None:
-        """`shares` are the clients' weights in the aggregate; they need not add up to 1."""
+        """`shares` are the clients' weights in the aggregate; they need not add up to 1.
+
+        No pace is longer than `longest` seconds, whatever that leaves out.
+        """
         if unlike := devices.keys() ^ shares.keys():
             raise ValueError(f"{min(unlike)} is a device without a share or a share without device")
         able = {name: Paths(Options.of(profile, c), max_steps) for name, c in devices.items()}
-        able = {name: paths for name, paths in able.items() if paths.least_seconds < math.inf}
+        able = {
+            name: paths
+            for name, paths in able.items()
+            if math.isfinite(paths.least_seconds) and paths.least_seconds <= longest
+        }
         if not able:
-            raise ValueError("no device has the memory for the fewest weights")
+            raise ValueError(
+                f"no device has the memory for the fewest weights and does a step in {longest} s"
+            )
+        self._longest = longest
         self._paths = able
         self._shares = shares
 
@@ -76,7 +87,8 @@ class Fleet:
         least = sorted(paths.least_seconds for paths in self._paths.values())
         needed = least[min(taking_part or len(least), len(least)) - 1]
         core = min(paths.core_seconds for paths in self._paths.values())
-        return max(needed, core if core < math.inf else 0.0, _LEAST_SECONDS)
+        core = min(core, self._longest) if core < math.inf else 0.0
+        return max(needed, core, _LEAST_SECONDS)
 
     def best_pace(self, shortest: float) -> float:
         """The pace, no shorter than that, at which F is largest.
@@ -85,7 +97,8 @@ class Fleet:
         is at a point. What is gained never falls with the pace: that bounds F between two paces,
         and leaves few points to try.
         """
-        longest = max(shortest, *(paths.most_seconds for paths in self._paths.values()))
+        most = max(paths.most_seconds for paths in self._paths.values())
+        longest = max(shortest, min(most, self._longest))
         ends = np.geomspace(shortest, longest, _GRID)
         low, high, best = ends[:-1], ends[1:], self.rate(ends).max()
         for _ in range(_HALVINGS):
@@ -123,10 +136,12 @@ def find_pace(
     max_steps: int,
     include: Literal["all", "quorum"] = "all",
     quorum: int | None = None,
+    longest: float = math.inf,
 ) -> Pace:
     """The pace at which these devices gain the most per second, and their choices at it.
 
-    Raises ValueError for names that differ and where no device has memory for the fewest weights.
+    Raises ValueError for names that differ, and where no device has memory for the fewest weights
+    and time for one step with them.
 
     Args:
         profile: What weights are worth.
@@ -137,8 +152,9 @@ def find_pace(
             who cannot keep the pace sits out. One without the memory for the fewest weights does
             so in any case.
         quorum: So many devices take part at least; by default one.
+        longest: Seconds that no round may exceed: devices that need longer count for nothing.
     """
-    fleet = Fleet(profile, devices, shares, max_steps)
+    fleet = Fleet(profile, devices, shares, max_steps, longest)
     shortest = fleet.shortest(None if include == "all" else quorum or 1)
     seconds = fleet.best_pace(shortest)
     # Sums in another order must not make a round too long by their last bit.

@@ -67,6 +67,11 @@ class Profile(Section):
         if not 0 <= self.levels < points:
             raise ValueError(f"{self.levels} levels do not fit layers of {points} counts")
 
+    @property
+    def least(self) -> dict[str, int]:
+        """The fewest weights of each layer that may be kept."""
+        return {name: layer.kept[0] for name, layer in self.layers.items()}
+
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
         """ValueError when it is not of a model with these weights."""
         if unlike := sizes.keys() ^ self.layers.keys():

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from coppice.budget import RoundTime
-from coppice.domain import ClientId, Metrics, Participant
+from coppice.domain import ClientId, CohortSpec, Metrics, Participant
 from coppice.errors import RunFileError
 from coppice.masks import density, full_masks, masked, prunable_names, remask, sparse_weights
 from coppice.method import InitContext, ServerHalf, Task, Update
 from coppice.methods.prunefl.cuts import Cuts
-from coppice.methods.prunefl.device_scope import DeviceScope, FleetState, new_fleet
+from coppice.methods.prunefl.device_scope import DeviceScope, FleetRound, FleetState, new_fleet
 from coppice.methods.prunefl.importance import Importance, Tally, whole_report
 from coppice.methods.prunefl.initial import InitialPruning, has_settled
 from coppice.methods.prunefl.reconfigure import prune_share, reconfigure
@@ -43,6 +43,8 @@ class State:
     stale: Mapping[str, Tensor] = field(default_factory=dict)
     #: With a mask for each device, once initial pruning is over.
     fleet: FleetState | None = None
+    #: Of the run.
+    cohort: CohortSpec = field(default_factory=lambda: CohortSpec(size=1))
 
 
 class Server(ServerHalf[State]):
@@ -70,6 +72,7 @@ class Server(ServerHalf[State]):
             parameters=masked(parameters_of(model), masks),
             buffers=buffers_of(model),
             initial=InitialPruning() if self._settings.initial_passes else None,
+            cohort=context.cohort,
         )
         return first if first.initial is not None else self._with_fleet(first, None)
 
@@ -90,12 +93,11 @@ class Server(ServerHalf[State]):
         if state.initial is not None:
             chosen = state.initial.next_client(self._settings.initial_client, cohort, round_number)
             return {chosen: self._initial_task(state, state.initial, round_number)}
+        if state.fleet is not None and self._scope is not None:
+            planned = self._fleet_round(state, round_number)
+            return self._scope.plan(state.parameters, state.buffers, state.fleet, cohort, planned)
         report = self._is_due(state)
         rate = self._settings.learning_rate_in(state.rounds + 1)
-        if state.fleet is not None and self._scope is not None:
-            return self._scope.plan(
-                state.parameters, state.buffers, state.fleet, cohort, round_number, rate, report
-            )
         settings = {"learning_rate": rate, "report": report}
         more = self._reported(state) if report else {}
         task = training_task(state.parameters, state.buffers, round_number, settings, more)
@@ -106,9 +108,9 @@ class Server(ServerHalf[State]):
     ) -> tuple[State, Metrics]:
         """Move the kept weights by the mean delta, then reconfigure if it is due."""
         settings = self._settings
-        due = state.initial is None and self._is_due(state)
         if state.fleet is not None:
-            return self._aggregate_fleet(state, state.fleet, updates, due)
+            return self._aggregate_fleet(state, state.fleet, updates, round_number)
+        due = state.initial is None and self._is_due(state)
         mean, tally = MeanUpdate(), Tally(state.importance, state.parameters)
         seen: list[Update] = []
         for update in updates:
@@ -147,19 +149,23 @@ class Server(ServerHalf[State]):
     # ---- a mask for each device ----
 
     def _aggregate_fleet(
-        self, state: State, fleet: FleetState, updates: Iterable[Update], due: bool
+        self, state: State, fleet: FleetState, updates: Iterable[Update], round_number: int
     ) -> tuple[State, Metrics]:
         assert self._scope is not None
-        rate = self._settings.learning_rate_in(state.rounds + 1)
-        rounds = state.rounds + 1
-        done = self._scope.aggregate(
-            state.parameters, state.buffers, fleet, updates, rate, rounds, due
-        )
+        planned = self._fleet_round(state, round_number)
+        done = self._scope.aggregate(state.parameters, state.buffers, fleet, updates, planned)
         if done is None:
             return state, {}
         parameters, buffers, fleet, metrics = done
-        moved = replace(state, parameters=parameters, buffers=buffers, fleet=fleet, rounds=rounds)
+        moved = replace(
+            state, parameters=parameters, buffers=buffers, fleet=fleet, rounds=planned.count
+        )
         return moved, metrics
+
+    def _fleet_round(self, state: State, round_number: int) -> FleetRound:
+        count = state.rounds + 1
+        rate = self._settings.learning_rate_in(count)
+        return FleetRound(round_number, count, rate, self._is_due(state), state.cohort)
 
     def _with_fleet(self, state: State, tally: Tally | None) -> State:
         """The state once there are rounds of all clients."""

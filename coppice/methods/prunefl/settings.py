@@ -60,6 +60,8 @@ class Settings(LocalTraining):
     #: With a mask for each device: whether rounds last long enough for all of them to take part, or
     #: who cannot keep the pace sits out.
     include: Literal["all", "quorum"] = "all"
+    #: With include = "quorum", who has sat out so many rounds in a row does the least in the next.
+    most_rounds_out: Annotated[int, Ge(1)] = 10
     #: What becomes of a weight that not all devices of a round hold: its mean over those that do,
     #: or over all, as if the others had not changed it.
     absent: Literal["skip", "zero"] = "skip"

@@ -9,7 +9,7 @@ import torch
 
 from coppice.app import build_model
 from coppice.device_cost import DeviceCost
-from coppice.domain import ClientId, Participant
+from coppice.domain import ClientId, CohortSpec, Participant
 from coppice.method import InitContext, Local, Task, Update
 from coppice.methods.prunefl.client import Client
 from coppice.methods.prunefl.server import Server, State
@@ -37,13 +37,20 @@ def settings(**fields: Any) -> Settings:
 class Run:
     """Devices by name, of these costs; None does not know its own."""
 
-    def __init__(self, costs: Mapping[str, DeviceCost | None], **fields: Any) -> None:
+    def __init__(
+        self,
+        costs: Mapping[str, DeviceCost | None],
+        cohort: CohortSpec | None = None,
+        **fields: Any,
+    ) -> None:
         chosen = settings(**fields)
         self.server = Server(chosen)
         self.clients = {name: Client(chosen) for name in costs}
         self.costs = dict(costs)
         self.privates = {name: MemoryPrivate() for name in costs}
-        self.state: State = self.server.init(InitContext(0, lambda: build_model(APP, 0)))
+        of_all = cohort or CohortSpec(size=len(costs))
+        context = InitContext(0, lambda: build_model(APP, 0), cohort=of_all)
+        self.state: State = self.server.init(context)
         self.round_number = 0
 
     def local(self, name: str) -> Local:

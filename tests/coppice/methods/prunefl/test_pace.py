@@ -227,6 +227,23 @@ def test_with_a_quorum_who_cannot_keep_the_pace_sits_out() -> None:
     assert len(pace.choices) == 3
 
 
+def test_no_pace_is_longer_than_the_longest() -> None:
+    case = instance(2)
+    slow, _ = hopeless(case)
+    named = fleet([case.device, slow])
+    shares = dict.fromkeys(named, 0.5)
+    for beyond in (16, None):
+        profile = case.profile(beyond)
+        free = paced(profile, [case.device]).seconds
+        least = case.device.time.seconds(profile.least, 1)
+        for longest in (0.99 * free, (free + least) / 2, 1.01 * least):
+            pace = find_pace(profile, named, shares, STEPS, longest=longest)
+            assert least <= pace.seconds <= longest * (1 + 1e-6)
+            assert set(pace.choices) == {"0"}
+        with pytest.raises(ValueError, match="does a step in"):
+            find_pace(profile, named, shares, STEPS, longest=0.99 * least)
+
+
 def test_device_without_memory_for_the_least_sits_out() -> None:
     case = instance(2)
     small = replace(case.device, limit_bytes=10)
