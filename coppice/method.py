@@ -162,7 +162,7 @@ class ServerHalf(ABC, Generic[State]):
     ) -> Mapping[ClientId, Task]:
         """The tasks of a round, in plan order; who is left out is not waited for.
 
-        Tasks that share one payload object share one encoding of it.
+        Tasks that share one payload object and follow each other share one encoding of it.
         """
 
     @abstractmethod

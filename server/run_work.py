@@ -75,9 +75,9 @@ class RunWork:
         stored: dict[int, BlobRef] = {}
         new = []
         for (client_id, task), sent in zip(tasks.items(), encoded, strict=True):
-            payload, masks = self._store(sent.payload, stored), None
+            payload, masks = self._store(task.payload, sent.payload, stored), None
             if sent.masks is not None:
-                masks = self._store(sent.masks, stored)
+                masks = self._store(sent.masks, sent.masks, stored)
                 self._known[masks] = sent.known
             new.append(NewTask(client_id, task.kind, payload, masks, task.settings, task.expects))
         return new
@@ -141,8 +141,8 @@ class RunWork:
     def _read_masks(self, ref: BlobRef) -> Known:
         return known_masks(wire.decode(self._blobs.read(ref.digest)))
 
-    def _store(self, data: bytearray, stored: dict[int, BlobRef]) -> BlobRef:
-        """Encoded bytes as a blob, the same bytes once."""
-        if id(data) not in stored:
-            stored[id(data)] = self._blobs.put(data)
-        return stored[id(data)]
+    def _store(self, source: object, data: bytearray, stored: dict[int, BlobRef]) -> BlobRef:
+        """Encoded bytes as a blob, those of one source once; sources outlive `stored`."""
+        if id(source) not in stored:
+            stored[id(source)] = self._blobs.put(data)
+        return stored[id(source)]

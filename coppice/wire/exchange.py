@@ -6,7 +6,7 @@ does not fetch it again, and the payload with the values never repeats it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,21 +48,22 @@ class EncodedTask:
 
 
 class TaskEncoder:
-    """Encodes the payloads of a run's tasks; one payload object once, masks when they change."""
+    """Encodes the payloads of a run's tasks; masks when they change."""
 
     def __init__(self, wire: WireSpec, seed: int) -> None:
         self._wire = wire
         self._seed = seed
         self._masks: dict[tuple[str, ...], tuple[bytearray | None, Known]] = {}
 
-    def encode(self, tasks: Iterable[Task]) -> list[EncodedTask]:
-        """The tasks of one plan, in its order."""
-        encoded: dict[int, EncodedTask] = {}
+    def encode(self, tasks: Iterable[Task]) -> Iterator[EncodedTask]:
+        """The tasks of one plan, in its order, each encoded when it is asked for.
+
+        A payload object that the task before had as well is not encoded again.
+        """
         used: dict[tuple[str, ...], tuple[bytearray | None, Known]] = {}
-        found = []
+        before: Payload | None = None
         for task in tasks:
-            key = id(task.payload)
-            if key not in encoded:
+            if task.payload is not before:
                 masks = _masks_in(task.payload)
                 names = tuple(
                     part
@@ -71,11 +72,11 @@ class TaskEncoder:
                     for part in (group, name, mask.fingerprint)
                 )
                 used[names] = used.get(names) or self._masks.get(names) or self._encode_masks(masks)
-                encoded[key] = self._encode(task, *used[names])
-            found.append(encoded[key])
+                sent = self._encode(task, *used[names])
+                before = task.payload
+            yield sent
         # What no device of this round holds is not kept for the next.
         self._masks = used
-        return found
 
     def _encode_masks(
         self, masks: Mapping[str, Mapping[str, Mask]]

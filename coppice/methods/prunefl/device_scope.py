@@ -111,22 +111,20 @@ class DeviceScope:
         planned: FleetRound,
     ) -> dict[ClientId, Task]:
         """Each device its own cut and number of steps; who may sit out is left out."""
-        choices = {
-            participant.client_id: self._choice(participant, fleet, planned.number)
+        chosen = [
+            (participant.client_id, choice)
             for participant in cohort
-        }
-        # Tasks on the same weights have one payload, which is encoded once.
-        payloads: dict[tuple[int, ...], Payload] = {}
+            if (choice := self._choice(participant, fleet, planned.number)) is not None
+        ]
+        # Tasks on the same weights follow each other: they have one payload, encoded once.
+        chosen.sort(key=lambda item: tuple(item[1][1].values()))
+        payload: Payload = {}
+        before: Mapping[str, int] | None = None
         tasks = {}
-        for client_id, choice in choices.items():
-            if choice is None:
-                continue
-            steps, kept, reports = choice
-            key = tuple(kept.values())
-            if key not in payloads:
+        for client_id, (steps, kept, reports) in chosen:
+            if kept != before:
                 own = remask(parameters, cut(fleet.order, kept), {})
-                payloads[key] = {"parameters": own, "buffers": buffers}
-            own = weight_group(payloads[key], "parameters")
+                payload, before = {"parameters": own, "buffers": buffers}, kept
             more: dict[str, Mapping[str, Item]] = {"cost": no_cost(list(kept))}
             report = planned.is_due and reports
             if report:
@@ -135,7 +133,7 @@ class DeviceScope:
                 "learning_rate": planned.learning_rate, "steps": steps, "report": report,
             }  # fmt: skip
             task = training_task(own, buffers, planned.number, settings, more)
-            tasks[client_id] = replace(task, payload=payloads[key])
+            tasks[client_id] = replace(task, payload=payload)
         return tasks
 
     def _choice(

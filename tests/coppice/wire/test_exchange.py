@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
@@ -70,9 +71,26 @@ def test_one_payload_is_encoded_once_and_masks_until_they_change() -> None:
     assert back.masks is not first.masks
 
 
+def test_payloads_are_encoded_one_at_a_time() -> None:
+    """A round may have as many as it has devices, each as large as the model."""
+    taken = []
+
+    def tasks() -> Iterator[Task]:
+        for number in range(3):
+            taken.append(number)
+            yield task(model())
+
+    encoded = TaskEncoder(EXACT, 0).encode(tasks())
+    first = weakref.ref(next(encoded))
+    assert taken == [0]
+    next(encoded)
+    assert first() is None
+
+
 def test_rounding_on_the_way_down_depends_on_seed_and_round_only() -> None:
     def sent(seed: int, round_number: int) -> bytearray:
-        return TaskEncoder(INT8, seed).encode([task(model(), round_number)])[0].payload
+        (encoded,) = TaskEncoder(INT8, seed).encode([task(model(), round_number)])
+        return encoded.payload
 
     assert sent(1, 1) == sent(1, 1)
     assert len({bytes(sent(*key)) for key in ((1, 1), (1, 2), (2, 1))}) == 3
@@ -82,7 +100,8 @@ def test_only_parameters_and_deltas_are_rounded() -> None:
     payload: Payload = {
         group: {"x": torch.tensor([1.0, 0.3])} for group in ("parameters", "delta", "buffers")
     }
-    down = decode(TaskEncoder(INT8, 0).encode([task(payload)])[0].payload)
+    (sent,) = TaskEncoder(INT8, 0).encode([task(payload)])
+    down = decode(sent.payload)
     up = decode(encode_update(payload, {}, INT8, MemoryPrivate(), torch.Generator()))
     for received, rounded in ((down, "parameters"), (up, "delta")):
         for group in payload:

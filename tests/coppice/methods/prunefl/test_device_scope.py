@@ -90,6 +90,14 @@ def test_equal_devices_share_one_payload() -> None:
     assert plan[ClientId("one")].payload is not plan[ClientId("small")].payload
 
 
+def test_tasks_with_one_payload_follow_each_other() -> None:
+    small = cost(room=22.0 * 20)
+    run = begun({"one": cost(), "small": small, "other": cost(), "smaller": small, "last": cost()})
+    names = list(run.plan())
+    assert set(names[:2]) == {"small", "smaller"}
+    assert set(names[2:]) == {"one", "other", "last"}
+
+
 @pytest.mark.parametrize(
     "choice",
     [
