@@ -6,7 +6,7 @@ and sympy, some 70 MiB of resident memory that a small device does not have.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from coppice.aggregation import MeanMetrics
 from coppice.app import App
+from coppice.batch_parts import most_parts
 from coppice.data import Examples
 from coppice.domain import Metrics
 from coppice.errors import DataError
 from coppice.kernels.layout import forget_scratch
 from coppice.kernels.step import Step
-from coppice.kernels.stepping import Watch, stepping
+from coppice.kernels.stepping import Stepping, Watch, stepping
 from coppice.method import Local
 from coppice.sparse import Mask, SparseTensor
 
@@ -41,6 +42,13 @@ class Sgd:
     weight_decay: float = 0.0
     #: Weight μ of FedProx's term μ/2·‖w - w_received‖² (Li et al. 2020, eq. 2).
     proximal: float = 0.0
+    #: Parts of each batch, which go forward and back one after the other to hold less at a time; a
+    #: step is still one of the whole batch, but for norms of batches, which see parts.
+    parts: int = 1
+
+    def split(self, indices: Tensor) -> Sequence[Tensor]:
+        """The parts of a batch, as equal as can be; fewer of a small one (`most_parts`)."""
+        return indices.tensor_split(min(self.parts, most_parts(len(indices))))
 
 
 @dataclass(frozen=True)
@@ -84,19 +92,29 @@ def train(
             assert indices is not None
             seen = watch if watch and (following is None or not watch.last_only) else None
             sparse.watch(seen)
-            inputs, targets = local.train.batch(indices)
-            loss = local.app.loss(_outputs(model, inputs), targets)
-            model.zero_grad(set_to_none=True)
-            with sparse.going_back():
-                loss.backward()
+            total += _go_back(model, local, sgd.split(indices), sparse)
             if seen is not None:
                 descent.show(seen)
             descent.step()
-            total += loss.detach().reshape(())
             steps += 1
             local.meter.step_done()
     model.zero_grad(set_to_none=True)
     return Trained(steps, float(total) / steps if steps else float("nan"))
+
+
+def _go_back(model: nn.Module, local: Local, parts: Sequence[Tensor], sparse: Stepping) -> Tensor:
+    """Find the gradients of the mean loss over the examples of all parts; returns that loss."""
+    count = sum(map(len, parts))
+    total = torch.zeros((), dtype=torch.float64)
+    for number, indices in enumerate(parts, 1):
+        inputs, targets = local.train.batch(indices)
+        loss = local.app.loss(_outputs(model, inputs), targets) * (len(indices) / count)
+        if number == 1:
+            model.zero_grad(set_to_none=True)
+        with sparse.going_back(is_last=number == len(parts)):
+            loss.backward()
+        total += loss.detach().reshape(())
+    return total
 
 
 class _Descent:

@@ -44,6 +44,8 @@ class Stepper:
         self.watches_pruned = False
         #: Whether this is the pass back that the step is for: a model may have others of its own.
         self.is_armed = False
+        #: Whether the step is due with this pass: gradients of the ones before wait for it.
+        self.is_last = True
         self._velocity: Tensor | None = None
         self._anchor: Tensor | None = None
         self._uses = 0
@@ -56,7 +58,8 @@ class Stepper:
 
     def arrays(self, weight: Tensor) -> UpdateArrays:
         """What the library is to do with the gradient of the pass back that now begins."""
-        if self._uses == 1 and self._gradient is None and self.watch is None:
+        is_alone = self._uses == 1 and self._gradient is None
+        if is_alone and self.is_last and self.watch is None:
             return self._update(scratch("gradient", weight.numel()), weight)
         if self._gradient is None:
             self._gradient = torch.zeros_like(weight)
@@ -75,7 +78,7 @@ class Stepper:
     def came_back(self, found: Library, weight: Tensor) -> None:
         """The pass back has ended."""
         self._uses -= 1
-        if self._uses == 0:
+        if self._uses == 0 and self.is_last:
             self.settle(found, weight)
 
     def settle(self, found: Library, weight: Tensor) -> None:

@@ -43,11 +43,14 @@ class Stepping:
             layer.stepper.watches_pruned = watch is not None and watch.pruned_too
 
     @contextmanager
-    def going_back(self) -> Iterator[None]:
-        """The pass back by which the weights step; by others, of the model's own, they do not."""
+    def going_back(self, *, is_last: bool = True) -> Iterator[None]:
+        """The pass back by which the weights step, or one of several that do so with the last.
+
+        By others, of the model's own, they do not.
+        """
         for layer in self._layers.values():
             assert layer.stepper is not None
-            layer.stepper.is_armed = True
+            layer.stepper.is_armed, layer.stepper.is_last = True, is_last
         yield
         for layer in self._layers.values():
             _settle(layer)
@@ -58,6 +61,8 @@ def _settle(layer: SparseLayer) -> None:
     assert found is not None
     assert stepper is not None
     stepper.is_armed = False
+    if not stepper.is_last:
+        return
     stepper.settle(found, weight.detach())
     if weight.grad is not None:
         stepper.add(weight.grad, weight.detach())

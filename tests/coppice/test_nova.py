@@ -72,7 +72,7 @@ class SlopeApp(ToyApp):
         {"momentum": 0.8, "proximal": 1.5, "weight_decay": 0.5},
     ],
 )
-def test_training_goes_as_far_as_the_norm_says(settings: dict[str, float]) -> None:
+def test_training_goes_as_far_as_the_norm_says(settings: dict[str, Any]) -> None:
     for steps in (1, 6):
         model = Slope()
         sgd = Sgd(learning_rate=ETA, steps=steps, epochs=None, batch_size=4, **settings)

@@ -50,7 +50,7 @@ def test_the_update_is_what_training_changed(make_model: Callable[[], nn.Module]
     app = ToyApp(make_model)
     work = task(app, learning_rate=0.05)
     device = local(app, examples(10), seed=1)
-    settings = {"momentum": 0.5, "weight_decay": 0.01, "proximal": 0.1}
+    settings: dict[str, Any] = {"momentum": 0.5, "weight_decay": 0.01, "proximal": 0.1}
     update = client(**settings).run(work, device)
 
     model = build_model(app, 7)
