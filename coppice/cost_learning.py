@@ -37,6 +37,8 @@ class MeasuredRound:
     upload_seconds: float
     #: Resident memory of the process at its peak.
     peak_bytes: int
+    #: Parts of each batch.
+    parts: int = 1
     #: Whether it was a round of plain training, which is what the model is of.
     is_plain: bool = True
 
@@ -64,9 +66,9 @@ class LearnedCost(Section):
         without_link = replace(self.time, seconds_per_value=0.0)
         return without_link.seconds(ones, steps)
 
-    def peak_bytes(self, ones: Mapping[str, int]) -> float:
-        """Predicted, of a round of plain training."""
-        return self.memory.peak_bytes(ones, self.time.dense_layers(ones))
+    def peak_bytes(self, ones: Mapping[str, int], parts: int = 1) -> float:
+        """Predicted, of a round of plain training with batches in so many parts at least."""
+        return self.memory.in_parts(parts).peak_bytes(ones, self.time.dense_layers(ones))
 
     def after(self, measured: MeasuredRound) -> LearnedCost:
         """What is known after one more round."""
@@ -107,7 +109,7 @@ class LearnedCost(Section):
     def _memory(self, measured: MeasuredRound) -> StepMemory:
         if not measured.is_plain:
             return self.memory
-        missing = measured.peak_bytes - self.peak_bytes(measured.ones)
+        missing = measured.peak_bytes - self.peak_bytes(measured.ones, measured.parts)
         belief = 1.0 if missing > 0 else _BELIEF_IN_LESS
         base = max(0.0, self.memory.base_bytes + belief * missing)
         return replace(self.memory, base_bytes=base)

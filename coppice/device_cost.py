@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coppice.batch_parts import BatchMemory
 from coppice.domain import Section
 
 Counts: TypeAlias = NDArray[np.int64]
@@ -180,6 +181,8 @@ class StepMemory(Section):
     base_bytes: float
     #: By the name of the parameter.
     layers: Mapping[str, LayerMemory]
+    #: What of the base is the batch's.
+    batch: BatchMemory = field(default_factory=BatchMemory)
 
     def __post_init__(self) -> None:
         _check("base_bytes is", self.base_bytes, MOST_BYTES, "bytes")
@@ -191,6 +194,13 @@ class StepMemory(Section):
             float(layer.needed_bytes(np.array(ones[name]), np.array(name in dense)))
             for name, layer in self.layers.items()
         )
+
+    def in_parts(self, parts: int) -> StepMemory:
+        """Of batches in so many parts, or in those that were measured where these are more."""
+        if parts <= self.batch.parts:
+            return self
+        base = max(0.0, self.base_bytes - self.batch.saved_bytes(parts))
+        return replace(self, base_bytes=base, batch=replace(self.batch, parts=parts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +220,11 @@ class MemoryCost(Section):
         """Bytes at the peak, with these layers dense; ValueError for other parameters' names."""
         return max(step.peak_bytes(ones, dense) for step in self.steps)
 
+    def in_parts(self, parts: int) -> MemoryCost:
+        """Of batches in so many parts at least."""
+        importance = None if self.importance is None else self.importance.in_parts(parts)
+        return MemoryCost(training=self.training.in_parts(parts), importance=importance)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceCost(Section):
@@ -228,6 +243,18 @@ class DeviceCost(Section):
         """Bytes at the peak of a round, each layer sparse or dense as it will be."""
         _check_names(ones, self.time.layers)
         return self.memory.peak_bytes(ones, self.time.dense_layers(ones))
+
+    def in_parts(self, parts: int) -> DeviceCost:
+        """Of batches in so many parts at least. What the time is then is for rounds to tell."""
+        return replace(self, memory=self.memory.in_parts(parts))
+
+    def fewest_parts(self, ones: Mapping[str, int]) -> int:
+        """Parts of a batch with which these fit the limit; the most where not even they will do."""
+        parts = 1
+        for parts in self.memory.training.batch.more_parts:
+            if self.in_parts(parts).peak_bytes(ones) <= self.limit_bytes:
+                break
+        return parts
 
     def allows(self, ones: Mapping[str, int], steps: int, seconds: float) -> bool:
         """Whether a round of so many steps holds the memory limit and takes no longer."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from coppice.batch_parts import BatchMemory
 from coppice.cost_learning import LearnedCost, MeasuredRound
 from coppice.device_cost import LayerCost, RoundCost, StepMemory
 from coppice.memory_fit import layer_memory
@@ -99,3 +100,12 @@ def test_the_peak_of_a_report_says_nothing_about_training() -> None:
 def test_the_limit_is_that_of_now() -> None:
     assert KNOWN.cost(123.0).limit_bytes == 123.0
     assert replace(KNOWN, rounds=3).cost(5.0).memory.training == KNOWN.memory
+
+
+def test_a_round_in_parts_says_what_whole_batches_take() -> None:
+    batch = BatchMemory(examples=20, bytes_per_example=1e6)
+    known = replace(KNOWN, memory=replace(KNOWN.memory, batch=batch))
+    assert known.peak_bytes(ONES, 4) == pytest.approx(PEAK - 15e6)
+    more = known.after(measured(parts=4, peak_bytes=round(PEAK - 5e6)))
+    assert more.peak_bytes(ONES, 4) == pytest.approx(PEAK - 5e6)
+    assert more.peak_bytes(ONES) == pytest.approx(PEAK + 10e6)

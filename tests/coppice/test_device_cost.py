@@ -11,6 +11,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from coppice import tree
+from coppice.batch_parts import BatchMemory
 from coppice.device_cost import (
     DeviceCost,
     LayerCost,
@@ -171,3 +172,50 @@ def test_cost_survives_the_wire() -> None:
     cost = device(a=LAYER, b=LAYER)
     assert tree.load(DeviceCost, tree.save(cost)) == cost
     assert TypeAdapter(DeviceCost).validate_python(tree.to_plain(cost)) == cost
+
+
+# ---- batches in parts ----------------------------------------------------------------------------
+
+
+def in_batches(limit_bytes: float, parts: int = 1) -> DeviceCost:
+    """Of 20 examples, 100 bytes each; with importance, which takes 2000 more."""
+    cost = device(fc=LAYER)
+    batch = BatchMemory(examples=20, parts=parts, bytes_per_example=100.0)
+    training, importance = (replace(step, batch=batch) for step in cost.memory.steps)
+    memory = MemoryCost(training=training, importance=importance)
+    return replace(cost, memory=memory, limit_bytes=limit_bytes)
+
+
+def test_parts_take_the_bytes_of_their_examples_only() -> None:
+    cost, ones = in_batches(1e9), {"fc": 10}
+    whole = cost.peak_bytes(ones)
+    assert cost.in_parts(1) == cost
+    assert cost.in_parts(2).peak_bytes(ones) == whole - 1000
+    assert cost.in_parts(8).peak_bytes(ones) == whole - 1700
+    assert cost.in_parts(2).in_parts(8) == cost.in_parts(8)
+    assert cost.in_parts(8).in_parts(2) == cost.in_parts(8)
+    training = cost.memory.training
+    assert training.peak_bytes(ones, ()) - training.in_parts(4).peak_bytes(ones, ()) == 1000
+    assert cost.in_parts(8).time == cost.time
+
+
+def test_no_base_is_below_zero() -> None:
+    step = in_batches(1e9).memory.training
+    assert replace(step, base_bytes=10.0).in_parts(8).base_bytes == 0.0
+
+
+def test_a_batch_is_split_no_more_than_memory_asks_for() -> None:
+    ones = {"fc": 10}
+    whole = in_batches(1e9).peak_bytes(ones)
+    found = [in_batches(whole - less).fewest_parts(ones) for less in (0, 1, 1000, 1001, 1700)]
+    assert found == [1, 2, 2, 4, 8]
+    # Where even the most do not fit.
+    assert in_batches(whole - 2000).fewest_parts(ones) == 8
+    assert in_batches(1e9, parts=4).fewest_parts(ones) == 4
+    # Of more weights there is more to save.
+    assert in_batches(whole).fewest_parts({"fc": 60}) == 2
+
+
+def test_what_a_batch_takes_is_kept_with_the_cost() -> None:
+    step = in_batches(1e9, parts=2).memory.training
+    assert tree.from_plain(StepMemory, tree.to_plain(step)) == step
