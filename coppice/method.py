@@ -123,6 +123,8 @@ class Local:
     kernels: bool = False
     #: What rounds of the run cost the device, as far as it has measured.
     cost: DeviceCost | None = None
+    #: Parts of each batch of a task (`coppice.training.Sgd`): more take less memory.
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,10 @@ class ClientHalf(ABC):
         None where the method has no such rounds.
         """
         return None
+
+    def examples_per_step(self, local: Local) -> int:
+        """Examples of a rehearsed round's batch, which may be trained on in parts."""
+        return 1
 
     def layer_costs(
         self, local: Local, clock: Callable[[], float]

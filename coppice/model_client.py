@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from coppice.app import bare_model
+from coppice.batch_parts import part_size
 from coppice.device_cost import DeviceCost
 from coppice.domain import Metrics, TaskKind
 from coppice.kernels.placement import Placement
@@ -42,9 +43,12 @@ class ModelClient(ClientHalf):
 
     def evaluate(self, task: Task, local: Local) -> Metrics:
         """The app's metrics of the received model on the held-out part."""
-        # In batches as in training: larger ones would take memory that a device may not have.
-        batch_size = self._training.batch_size
+        batch_size = self.examples_at_once(local)
         return evaluate(self.receive(task, local), local.app, local.held_out, batch_size)
+
+    def examples_at_once(self, local: Local) -> int:
+        """As in training: more would take memory that a device may not have."""
+        return part_size(self._training.batch_size, local.parts)
 
     def model(self, task: Task, local: Local) -> Weights:
         """The received parameters and buffers."""
@@ -56,7 +60,7 @@ class ModelClient(ClientHalf):
 
     def rehearse(self, local: Local, density: float, steps: int) -> Update | None:
         """As in a round, on one batch again and again, by which hardly anything is learnt."""
-        indices = self._first_batch(local)
+        indices = torch.arange(self.examples_per_step(local))
         if not len(indices):
             return None
         model = bare_model(local.app, local.seed)
@@ -70,20 +74,26 @@ class ModelClient(ClientHalf):
         _, trained = self.train(task, local, batches=repeat(indices, steps))
         return self.answer(task, local, trained)
 
+    def examples_per_step(self, local: Local) -> int:
+        """A whole batch, or all that the device has."""
+        return min(self._training.batch_size, len(local.train))
+
     def layer_costs(
         self, local: Local, clock: Callable[[], float]
     ) -> Iterator[tuple[str, LayerFit]]:
         """Of one batch, by the kernels or, without them, of no layer by itself."""
-        indices = self._first_batch(local)
+        indices = self._first_part(local)
         if not local.kernels or not len(indices):
-            return iter(())
+            return
         placement = Placement(bare_model(local.app, local.seed))
         names = self.prunable(placement.model)
         batch = local.train.batch(indices)[0]
-        return time_layers(placement, names, batch, local.generator, clock)
+        for name, fit in time_layers(placement, names, batch, local.generator, clock):
+            # A step goes through the layer once for each part.
+            yield name, replace(fit, cost=fit.cost.times(local.parts))
 
-    def _first_batch(self, local: Local) -> Tensor:
-        return torch.arange(min(self._training.batch_size, len(local.train)))
+    def _first_part(self, local: Local) -> Tensor:
+        return torch.arange(part_size(self.examples_per_step(local), local.parts))
 
     def receive(self, task: Task, local: Local, *, whole: bool = False) -> nn.Module:
         """The module with the task's values. It is one for all tasks: the next one changes it.
@@ -95,7 +105,7 @@ class ModelClient(ClientHalf):
         if self._placement is None:
             bare = bare_model(local.app, local.seed)
             self._placement = Placement(bare, adapts=local.kernels)
-        indices = self._first_batch(local)
+        indices = self._first_part(local)
         batch = local.train.batch(indices)[0] if len(indices) else None
         weights = self.model(task, local)
         dense = _dense_layers(weights, local.cost) if local.cost is not None else None
@@ -116,6 +126,7 @@ class ModelClient(ClientHalf):
         model = self.receive(task, local, whole=is_whole)
         assert self._placement is not None
         sgd = self._training.sgd(float(task.settings["learning_rate"]))
+        sgd = replace(sgd, parts=local.parts)
         if "steps" in task.settings:
             # Devices may do unlike numbers of them.
             sgd = replace(sgd, steps=int(task.settings["steps"]), epochs=None)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from coppice.app import bare_model
-from coppice.domain import MethodSpec
+from coppice.domain import MethodSpec, TaskKind
 from coppice.kernels import choice
 from coppice.kernels.placement import Placement
-from coppice.method import Local, client_half
+from coppice.method import Local, Task, client_half
 from coppice.rehearsal import LAYER_DENSITIES, random_weights, time_layers
 from coppice.sparse import SparseTensor
 from coppice.tensors import weight_group
@@ -120,3 +123,51 @@ def test_of_a_large_layer_the_time_of_all_rows_is_said(monkeypatch: pytest.Monke
     # 4 of 16 rows took one tick.
     assert fit.cost.dense_seconds == 4.0
     assert fit.cost.kept[-1] == 16 * 64
+
+
+def seen_by(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of examples that a model sees at a time from now on."""
+    sizes: list[int] = []
+    forward: Any = nn.Sequential.forward
+
+    def noted(self: nn.Sequential, input: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(input))
+        outputs: torch.Tensor = forward(self, input)
+        return outputs
+
+    monkeypatch.setattr(nn.Sequential, "forward", noted)
+    return sizes
+
+
+def test_nothing_that_a_device_does_in_parts_sees_more_examples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half = client_half(MethodSpec(name="fedavg", settings={**TRAINING, "batch_size": 8}))
+    sizes = seen_by(monkeypatch)
+    in_parts = device(parts=4)
+    assert half.examples_per_step(in_parts) == 8
+    update = half.rehearse(in_parts, 0.25, steps=3)
+    assert update is not None
+    assert update.steps == 3
+    list(half.layer_costs(in_parts, iter(range(10**6)).__next__))
+    weights = random_weights(convolutions(), NAMES, 0.9, torch.Generator())
+    names = {name for name in weights if "running" in name or "num_batches" in name}
+    parameters = {name: item for name, item in weights.items() if name not in names}
+    payload = {"parameters": parameters, "buffers": {name: weights[name] for name in names}}
+    half.evaluate(Task(TaskKind.EVALUATE, 1, payload), replace(in_parts, held_out=images(12)))
+    assert max(sizes) == 2
+
+
+def test_a_step_in_parts_goes_through_a_layer_once_for_each() -> None:
+    half = client_half(MethodSpec(name="fedavg", settings=TRAINING))
+    whole, in_parts = (
+        dict(half.layer_costs(device(parts=parts), iter(range(10**6)).__next__)) for parts in (1, 2)
+    )
+    # Each pass takes one tick, of however many examples it is.
+    for name, fit in whole.items():
+        assert in_parts[name].cost.dense_seconds == 2 * fit.cost.dense_seconds
+
+
+def test_a_batch_is_no_larger_than_what_a_device_has() -> None:
+    half = client_half(MethodSpec(name="fedavg", settings={**TRAINING, "batch_size": 50}))
+    assert half.examples_per_step(device()) == 12

@@ -80,6 +80,8 @@ class Client(ModelClient):
         least = profile.least
         if cost is None or cost.time.layers.keys() != least.keys():
             return {"steps": 1, "kept": least, "reports": False}
+        parts = cost.fewest_parts(least)
+        cost = cost.in_parts(parts)
         pace = offered.pace_seconds or _NO_PACE
         last = local.private.read(Chosen)
         previous = None if last is None else last.as_choice()
@@ -89,11 +91,14 @@ class Client(ModelClient):
             if limit == "pace" and self._settings.include == "all":
                 # Slower than when the pace was found: as little as can be, until the next one.
                 return {"steps": 1, "kept": least, "reports": False, "why": limit}
+            if limit == "memory":
+                lack = {"needed_bytes": cost.peak_bytes(least), "budget_bytes": cost.limit_bytes}
+                return {DECLINED: limit, "parts": parts, **lack}
             return {DECLINED: limit}
         return {
             "steps": chosen.steps,
             "kept": dict(chosen.kept),
-            "reports": chosen.peak_bytes + _report_bytes(profile) <= cost.limit_bytes,
+            "reports": chosen.peak_bytes + _report_bytes(profile, parts) <= cost.limit_bytes,
             "why": chosen.why,
         }
 
@@ -116,7 +121,7 @@ class Client(ModelClient):
         local.private.stage(Chosen(int(task.settings["steps"]), kept))
         known = no_cost(list(masks))
         if local.cost is not None and local.cost.time.layers.keys() == masks.keys():
-            known = cost_to_tensors(local.cost)
+            known = cost_to_tensors(local.cost.in_parts(local.parts))
         if task.settings["report"]:
             update = self._train_and_square_last(task, local, masks)
         else:
@@ -139,7 +144,7 @@ class Client(ModelClient):
         model, trained = self.train(task, local, batches=passes, watch=Watch(see))
         squares = {name: SparseTensor(mask, sums[name]) for name, mask in masks.items()}
         more = _report(squares, importance=base)
-        size = self._settings.batch_size
+        size = self.examples_at_once(local)
         accuracy = _accuracy(model, local, torch.cat(batches), size) if batches else {}
         return self.answer(task, local, trained, more, accuracy)
 
@@ -203,11 +208,13 @@ class Client(ModelClient):
         return Buffer(buffer.squares, buffer.mass + weight)
 
 
-def _report_bytes(profile: Profile) -> int:
+def _report_bytes(profile: Profile, parts: int) -> int:
     """What a report of importance takes beside training, at most."""
     sizes = [layer.kept[-1] for layer in profile.layers.values()]
-    # Squares and what is sent of them, of all layers; one gradient at a time.
-    return _FLOAT_BYTES * (2 * sum(sizes) + max(sizes, default=0))
+    # One gradient at a time, or all until the last part of the batch has added its own.
+    gradients = max(sizes, default=0) if parts == 1 else sum(sizes)
+    # Squares and what is sent of them, of all layers.
+    return _FLOAT_BYTES * (2 * sum(sizes) + gradients)
 
 
 def _report(squares: Mapping[str, Item], **base: Tensor) -> dict[str, Mapping[str, Item]]:

@@ -45,7 +45,12 @@ def test_a_device_that_knows_nothing_of_itself_does_the_least() -> None:
 
 def test_a_device_without_memory_for_the_least_says_so_and_is_left_out() -> None:
     run = Run({"well": cost(), "tiny": cost(room=0.0)})
-    assert run.choices()["tiny"] == {"declined": "memory"}
+    tiny = run.choices()["tiny"]
+    assert tiny["declined"] == "memory"
+    assert tiny["parts"] == 1
+    # Eleven weights of two linear layers, and nothing but the base to hold them.
+    assert tiny["needed_bytes"] == BASE_BYTES + 22 * 11
+    assert tiny["budget_bytes"] == BASE_BYTES
     assert set(run.plan()) == {"well"}
 
 
