@@ -26,7 +26,16 @@ def forget_peak(pid: int | str = "self") -> None:
 
 def peak_resident_bytes(pid: int | str = "self") -> int:
     """The most resident memory of a process since then, or ever."""
+    return _status_bytes(pid, "VmHWM")
+
+
+def resident_bytes() -> int:
+    """The resident memory of this process now."""
+    return _status_bytes("self", "VmRSS")
+
+
+def _status_bytes(pid: int | str, field: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise OSError("the kernel does not tell peak memory")
+    raise OSError(f"the kernel does not tell {field}")

@@ -63,8 +63,10 @@ class Costs:
         """Know nothing, until the next probe."""
         self._known = None
 
-    def forecast(self, task: Task, download_bytes: int, why: Why) -> Forecast | None:
-        """What a task to train will take, of which so many bytes were fetched."""
+    def forecast(
+        self, task: Task, download_bytes: int, why: Why, parts: int = 1
+    ) -> Forecast | None:
+        """What a task to train in so many parts will take, of which so many bytes were fetched."""
         known, ones = self._known, kept_of(task)
         if known is None or ones.keys() != known.time.layers.keys():
             return None
@@ -73,12 +75,19 @@ class Costs:
             download_seconds=known.down_seconds_per_byte * download_bytes,
             compute_seconds=known.compute_seconds(ones, steps),
             upload_seconds=known.up_seconds_per_byte * _answer_bytes(task),
-            peak_bytes=round(known.peak_bytes(ones)),
+            peak_bytes=round(known.peak_bytes(ones, parts)),
             why=why,
         )
 
-    def learn(self, task: Task, report: RoundReport, seconds_per_step: float, moved: Moved) -> None:
-        """A task to train is done; `moved` are the bytes that were fetched and sent for it."""
+    def learn(
+        self,
+        task: Task,
+        report: RoundReport,
+        seconds_per_step: float,
+        moved: Moved,
+        parts: int = 1,
+    ) -> None:
+        """A task to train is done, in so many parts; `moved` was fetched and sent for it."""
         known, ones = self._known, kept_of(task)
         if known is None or ones.keys() != known.time.layers.keys():
             return
@@ -92,6 +101,7 @@ class Costs:
             upload_bytes=moved[1],
             upload_seconds=report.upload_seconds,
             peak_bytes=report.peak_bytes,
+            parts=parts,
             # Rounds that report, and initial pruning, hold more than their training does.
             is_plain=not task.settings.get("report", False) and "passes" not in task.settings,
         )
@@ -120,6 +130,14 @@ def kept_of(task: Task) -> dict[str, int]:
         for name, item in task.payload.get("parameters", {}).items()
         if isinstance(item, SparseTensor)
     }
+
+
+def parts_of(task: Task, cost: DeviceCost | None) -> int:
+    """Parts of its batches with which a task fits, as far as that is known."""
+    ones = kept_of(task)
+    if cost is None or ones.keys() != cost.time.layers.keys():
+        return 1
+    return cost.fewest_parts(ones)
 
 
 def _answer_bytes(task: Task) -> int:

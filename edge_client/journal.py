@@ -13,7 +13,7 @@ from edge_client.status import StatusFile
 
 # Only for their names: they import torch, and this is needed before torch is.
 if TYPE_CHECKING:
-    from coppice.method import Task, Update
+    from coppice.method import Choice, Task, Update
     from edge_client.ready import ReadyRun
 
 _METRICS_SHOWN = 4
@@ -110,11 +110,19 @@ class Journal:
             last_round=report if trained else now.last_round,
         )
 
-    def declined(self, round_number: int, limit: str) -> None:
+    def declined(self, round_number: int, choice: Choice) -> None:
         """This device cannot take part in a round: its memory or the pace does not allow it."""
-        text = f"not even the fewest weights fit this device's {limit}; looking again in a while"
+        text = f"not even the fewest weights fit this device's {choice['declined']}"
+        if "needed_bytes" in choice:
+            needed, budget = (
+                size_text(round(choice[name])) for name in ("needed_bytes", "budget_bytes")
+            )
+            split = f" with batches in {choice['parts']} parts" if choice["parts"] > 1 else ""
+            text += f": they need {needed}{split}, and it may use {budget}"
+        text += "; looking again in the next round"
         self._console.warn(f"round {round_number}", text)
-        self._status.update(last_error=text)
+        # The phase is another one now, so that the reason is in the file at once.
+        self._status.update(phase="waiting", last_error=text)
 
     def too_large(self, round_number: int, forecast: Forecast, capability: Capability) -> None:
         """There is less memory now than when the device chose its part of a round."""

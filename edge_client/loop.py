@@ -55,10 +55,8 @@ from edge_client.stop import Stop
 
 #: The round went on without this device, which is nobody's fault: ask for the next task.
 _TOO_LATE = (RoundClosed, TaskAbandoned)
-#: A device that can do nothing now looks again after so long.
-_DECLINED_SECONDS = 20.0
 #: After so many rounds in a row without the memory for the least, what was measured may be wrong.
-_DECLINES_BELIEVED = 5
+_DOUBTED = frozenset(5 * 2**power for power in range(20))
 #: The server does not want what it got, or lost what it offered: ask again, but not at once.
 _REFUSED = (UpdateRefused, UnknownTask, UnknownBlob)
 
@@ -189,12 +187,10 @@ class Device:
         local = ready.local(terms.round_number, self._capability(), self._meter())
         choice = ready.half.choose(payload, local)
         self._why = choice.get("why", "")
-        if limit := choice.get("declined"):
-            self._journal.declined(terms.round_number, str(limit))
-            self._stop.wait(_DECLINED_SECONDS)
-        self._declines = self._declines + 1 if limit == "memory" else 0
-        if self._declines == _DECLINES_BELIEVED and ready.costs is not None:
-            self._declines = 0
+        if "declined" in choice:
+            self._journal.declined(terms.round_number, choice)
+        self._declines = self._declines + 1 if choice.get("declined") == "memory" else 0
+        if self._declines in _DOUBTED and ready.costs is not None:
             ready.costs.forget()
             self._probe(ready)
         self._choice = pb.Choice(
@@ -211,15 +207,15 @@ class Device:
         with self._link.heartbeat.working_on(offer.task_id, meter):
             task = self._fetch(offer)
             download_seconds = laps.lap()
+            local = ready.local(task.round_number, capability, meter, task)
             forecast = None
             if ready.costs is not None and task.kind is TaskKind.TRAIN:
                 fetched = self._link.bytes_moved[0] - down
-                forecast = ready.costs.forecast(task, fetched, self._why)
+                forecast = ready.costs.forecast(task, fetched, self._why, local.parts)
             if forecast is not None and _is_too_large(forecast, capability):
                 self._declined_task_id = offer.task_id
                 self._journal.too_large(task.round_number, forecast, capability)
                 return
-            local = ready.local(task.round_number, capability, meter)
             self._models.hold(ready, task, local, {})
             self._journal.enter("training" if task.kind is TaskKind.TRAIN else "evaluating")
             began = time.monotonic()
@@ -259,7 +255,7 @@ class Device:
             self._models.hold(ready, task, local, update.metrics)
         moved = (self._link.bytes_moved[0] - down, self._link.bytes_moved[1] - up)
         if ready.costs is not None and task.kind is TaskKind.TRAIN:
-            ready.costs.learn(task, report, meter.steady_seconds_per_step, moved)
+            ready.costs.learn(task, report, meter.steady_seconds_per_step, moved, local.parts)
         self._journal.answered(task, update, report, meter.seconds_per_step, moved)
         # The device may wait for long now, and has other things to do.
         del task, local, update, data
@@ -286,7 +282,7 @@ class Device:
 
     def _evaluate_last(self, ready: ReadyRun, offer: pb.TaskOffer) -> None:
         task = self._fetch(offer)
-        local = ready.local(task.round_number, self._capability(), self._meter())
+        local = ready.local(task.round_number, self._capability(), self._meter(), task)
         self._journal.enter("evaluating")
         self._models.hold(ready, task, local, ready.answer(task, local).metrics)
 

@@ -10,7 +10,9 @@ from itertools import pairwise
 from time import perf_counter
 
 import numpy as np
+import torch
 
+from coppice.batch_parts import BatchMemory, most_parts, part_size
 from coppice.device_cost import (
     DeviceCost,
     LayerCost,
@@ -21,7 +23,7 @@ from coppice.device_cost import (
 )
 from coppice.domain import WireSpec
 from coppice.layer_fit import LayerFit
-from coppice.memory import forget_peak, give_back, peak_resident_bytes
+from coppice.memory import forget_peak, give_back, peak_resident_bytes, resident_bytes
 from coppice.memory_fit import MemoryFit, PeakSample, fit_memory
 from coppice.method import ClientHalf, Local, Update
 from coppice.sparse import SparseTensor
@@ -32,6 +34,8 @@ from coppice.wire.exchange import encode_update
 DENSITIES = (0.01, 0.02, 0.05, 0.2, 0.5, 1.0)
 #: Steps of a rehearsal; the first ones do not count: memory is found, caches fill.
 _STEPS, _UNCOUNTED = 7, 2
+#: Where only the memory counts.
+_FEW_STEPS = 4
 #: Share of the memory that a rehearsal may be predicted to need: the prediction may be wrong.
 _CAREFUL_SHARE = 0.9
 
@@ -52,6 +56,10 @@ class Rehearsal:
     seconds_per_step: float
     #: Resident memory of the process at its peak.
     peak_bytes: int
+    #: What it held for a while only, after the first step: before, random masks are made.
+    moment_bytes: int
+    #: What it holds afterwards.
+    held_bytes: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,11 @@ class Probe:
     rehearsals: tuple[Rehearsal, ...]
     #: The memory that there was.
     budget_bytes: int
+
+    @property
+    def batch(self) -> BatchMemory:
+        """The parts that batches were rehearsed in, and what their examples take."""
+        return self.memory.memory.batch
 
     def seconds_per_step(self, ones: Mapping[str, int]) -> float:
         """As predicted, with so many kept weights in each layer."""
@@ -108,36 +121,65 @@ class Prober:
         None where there is nothing to rehearse: no examples, or a method that has no such rounds.
         """
         budget_bytes = self._budget_bytes()
+        parts, least = self._careful_batch(tell)
+        local = replace(self._local, parts=parts)
+        batch = BatchMemory(examples=max(1, self._half.examples_per_step(local)), parts=parts)
         fits: dict[str, LayerFit] = {}
-        for name, fit in self._half.layer_costs(self._local, self._clock):
+        for name, fit in self._half.layer_costs(local, self._clock):
             fits[name] = fit
             tell(f"timed {name}")
         give_back()
         # Layers are dense in rehearsals where they will be in rounds, and timed only once.
-        self._local = replace(self._local, cost=_cost_of_layers(fits))
+        local = replace(local, cost=_cost_of_layers(fits))
         rehearsals: list[Rehearsal] = []
         shapes: dict[str, tuple[int, ...]] = {}
         for density in DENSITIES:
             if rehearsals:
                 ones = {name: round(density * np.prod(shape)) for name, shape in shapes.items()}
-                predicted = self._result(fits, shapes, rehearsals, budget_bytes).peak_bytes(ones)
+                so_far = self._result(fits, shapes, rehearsals, budget_bytes, batch)
+                predicted = so_far.peak_bytes(ones)
                 if predicted > _CAREFUL_SHARE * self._budget_bytes():
                     break
-            rehearsed = self._rehearse(density, shapes)
+            rehearsed = self._rehearse(local, density, shapes, _STEPS)
             if rehearsed is None:
                 return None
             rehearsals.append(rehearsed)
+            if least is not None and len(rehearsals) == 1:
+                batch = _learned(batch, least, rehearsed)
             tell(f"rehearsed a round of density {density:g}")
-        return self._result(fits, shapes, rehearsals, budget_bytes)
+        return self._result(fits, shapes, rehearsals, budget_bytes, batch)
 
-    def _rehearse(self, density: float, shapes: dict[str, tuple[int, ...]]) -> Rehearsal | None:
+    def _careful_batch(self, tell: Callable[[str], None]) -> tuple[int, Rehearsal | None]:
+        """The fewest parts in which batches are sure to fit, and a rehearsal of one of the most.
+
+        It begins with few examples and goes on to twice as many, while those fit even if all that
+        the last ones took grows with their number.
+        """
+        examples = self._half.examples_per_step(self._local)
+        parts = most_parts(examples)
+        least = None
+        while parts > 1:
+            size, more = part_size(examples, parts), part_size(examples, parts // 2)
+            few = replace(self._local, train=self._local.train.subset(torch.arange(size)))
+            found = self._rehearse(few, DENSITIES[0], {}, _FEW_STEPS)
+            if found is None:
+                break
+            tell(f"rehearsed a batch of {size}")
+            least = least or found
+            worst = found.held_bytes + more / size * found.moment_bytes
+            if worst > _CAREFUL_SHARE * self._budget_bytes():
+                break
+            parts //= 2
+        return parts, least
+
+    def _rehearse(
+        self, local: Local, density: float, shapes: dict[str, tuple[int, ...]], steps: int
+    ) -> Rehearsal | None:
         """Try a round; `shapes` learns of the weights on masks."""
-        meter = _StepTimes(self._clock)
+        meter = _Steps(self._clock)
         give_back()
-        with suppress(OSError):
-            # Else the peak is that of the process's whole life, which is too careful.
-            forget_peak()
-        update = self._half.rehearse(replace(self._local, meter=meter), density, _STEPS)
+        _begin_peak()
+        update = self._half.rehearse(replace(local, meter=meter), density, steps)
         if update is None:
             return None
         sparse = {
@@ -147,11 +189,18 @@ class Prober:
         }
         shapes |= {name: item.shape for name, item in sparse.items()}
         self._encode(update, sparse)
+        ones = {name: item.mask.count for name, item in sparse.items()}
+        peak_bytes = peak_resident_bytes()
+        del update, sparse
+        give_back()
+        held_bytes = resident_bytes()
         return Rehearsal(
             density=density,
-            ones={name: item.mask.count for name, item in sparse.items()},
+            ones=ones,
             seconds_per_step=meter.median_seconds,
-            peak_bytes=peak_resident_bytes(),
+            peak_bytes=max(meter.first_peak_bytes, peak_bytes),
+            moment_bytes=max(0, peak_bytes - held_bytes),
+            held_bytes=held_bytes,
         )
 
     def _encode(self, update: Update, sparse: Mapping[str, SparseTensor]) -> None:
@@ -165,6 +214,7 @@ class Prober:
         shapes: Mapping[str, tuple[int, ...]],
         rehearsals: Sequence[Rehearsal],
         budget_bytes: int,
+        batch: BatchMemory,
     ) -> Probe:
         layers = {name: fits[name].cost if name in fits else _DENSE_ONLY for name in shapes}
         rest, factor = _rest(layers, rehearsals)
@@ -180,10 +230,11 @@ class Prober:
             )
             for item in rehearsals
         ]
+        fit = fit_memory(peaks, shapes)
         return Probe(
             layers=fits,
             time=time,
-            memory=fit_memory(peaks, shapes),
+            memory=replace(fit, memory=replace(fit.memory, batch=batch)),
             rehearsals=tuple(rehearsals),
             budget_bytes=budget_bytes,
         )
@@ -200,6 +251,18 @@ def _cost_of_layers(fits: Mapping[str, LayerFit]) -> DeviceCost:
     none = LayerMemory(fixed_bytes=0.0, bytes_per_weight=0.0, dense_bytes=0.0)
     memory = StepMemory(base_bytes=0.0, layers=dict.fromkeys(fits, none))
     return DeviceCost(time=time, memory=MemoryCost(training=memory), limit_bytes=0.0)
+
+
+def _learned(batch: BatchMemory, least: Rehearsal, whole: Rehearsal) -> BatchMemory:
+    """What an example takes, by two rehearsals that differ in their number.
+
+    The line between the two promises no more than what splitting saves: where a small batch's peak
+    is of something else, it is too flat.
+    """
+    fewest = part_size(batch.examples, most_parts(batch.examples))
+    more = part_size(batch.examples, batch.parts) - fewest
+    grown = max(0, whole.moment_bytes - least.moment_bytes)
+    return replace(batch, bytes_per_example=grown / more if more else 0.0)
 
 
 def _rest(layers: Mapping[str, LayerCost], rehearsals: Sequence[Rehearsal]) -> tuple[float, float]:
@@ -222,14 +285,24 @@ def _rest(layers: Mapping[str, LayerCost], rehearsals: Sequence[Rehearsal]) -> t
     return float(rest), float(factor)
 
 
-class _StepTimes:
-    """A meter that keeps when each step was done."""
+def _begin_peak() -> None:
+    with suppress(OSError):
+        # Else the peak is that of the process's whole life, which is too careful.
+        forget_peak()
+
+
+class _Steps:
+    """A meter that keeps when each step was done, and the peak until the first one."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._done: list[float] = []
+        self.first_peak_bytes = 0
 
     def step_done(self) -> None:
+        if not self._done:
+            self.first_peak_bytes = peak_resident_bytes()
+            _begin_peak()
         self._done.append(self._clock())
 
     @property

@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from coppice.app import Classification
+from coppice.batch_parts import part_size
 from coppice.data import Examples
 from coppice.domain import ClientId, DataSpec, MethodSpec, ModelSpec, WireSpec
 from coppice.layer_fit import LayerFit
@@ -126,6 +127,12 @@ def _rounds(found: Probe) -> str:
             f"densities above {densest:g} were not tried: they might need more than the "
             f"{size_text(found.budget_bytes)} of memory"
         )
+    if (batch := found.batch).parts > 1:
+        size = part_size(batch.examples, batch.parts)
+        text += (
+            f"\nbatches are split into {batch.parts} parts of up to {size} examples, one after the "
+            "other: larger ones might need more memory than that"
+        )
     return f"{table(header, rows)}\n\n{text}"
 
 
@@ -135,6 +142,7 @@ def _plain(found: Probe) -> dict[str, Any]:
 
     return {
         "budget_bytes": found.budget_bytes,
+        "parts": found.batch.parts,
         "step_seconds": found.time.step_seconds,
         "max_relative_residual": number(found.max_relative_residual),
         "layers": {

@@ -14,7 +14,7 @@ from coppice.kernels.library import trouble
 from coppice.method import ClientHalf, Local, Meter, Task, Update, client_half
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.codec import valid_run_key, workload_from_json
-from edge_client.costs import Costs, cost_key
+from edge_client.costs import Costs, cost_key, parts_of
 from edge_client.private import PrivateState
 from edge_client.state_folder import StateFolder
 
@@ -41,8 +41,11 @@ class ReadyRun:
         """Why pruned layers can only train as dense ones; None when they need not."""
         return trouble()
 
-    def local(self, round_number: int, capability: Capability, meter: Meter) -> Local:
-        """What this device brings to a task of this round."""
+    def local(
+        self, round_number: int, capability: Capability, meter: Meter, task: Task | None = None
+    ) -> Local:
+        """What this device brings to this round and its task."""
+        cost = self.costs.cost() if self.costs is not None else None
         generator = torch.Generator()
         generator.manual_seed(derive_seed(self.workload.seed, self.client_id, round_number))
         return Local(
@@ -56,7 +59,8 @@ class ReadyRun:
             meter=meter,
             generator=generator,
             kernels=self.kernels,
-            cost=self.costs.cost() if self.costs is not None else None,
+            cost=cost,
+            parts=1 if task is None else parts_of(task, cost),
         )
 
     def answer(self, task: Task, local: Local) -> Update:

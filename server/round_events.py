@@ -20,6 +20,8 @@ class Phase(StrEnum):
     EVALUATING = "evaluating"
     #: The devices' evaluations are being averaged.
     FOLDING = "folding"
+    #: Nobody could do a task: the next round waits a while, or all would be over at once.
+    RESTING = "resting"
     #: The next round waits until the server has caught up with its evaluations.
     JUDGING = "judging"
     #: All rounds are done, evaluations of the last ones are not.

@@ -169,6 +169,8 @@ class RoundMachine:
                 return f"{len(self.awaited)} of {total}: {names}" + (
                     f" and {more} more" if more > 0 else ""
                 )
+            case Phase.RESTING:
+                return "devices that can do a task: in the last round none could"
             case Phase.JUDGING | Phase.CLOSING:
                 return f"the evaluation of round {', '.join(map(str, sorted(self.evaluating)))}"
         return ""
@@ -233,7 +235,9 @@ class RoundMachine:
         if not clients and self.phase is Phase.EVALUATING:
             return self._next_round()
         if not clients:
-            return [FailRound(self.round_number, "nobody was given a task"), *self._next_round()]
+            self.phase = Phase.RESTING
+            rest = SetDeadline(self.round_number, self.phase, self.spec.cohort.gather_seconds)
+            return [FailRound(self.round_number, "nobody was given a task"), rest]
         return [
             SetDeadline(self.round_number, self.phase, self.spec.cohort.deadline_seconds),
             *self._close_if_complete(),
@@ -310,6 +314,8 @@ class RoundMachine:
                 return self._close()
             case Phase.EVALUATING:
                 return self._fold_evaluation()
+            case Phase.RESTING:
+                return self._next_round()
             case Phase.CLOSING:
                 return self._end(RunState.FINISHED, "the last evaluation did not end in time")
         return []

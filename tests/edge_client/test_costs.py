@@ -21,9 +21,9 @@ from coppice.domain import (
 from coppice.method import Task
 from coppice.sparse import Mask, SparseTensor
 from edge_client import probe
-from edge_client.costs import Costs, cost_key
+from edge_client.costs import Costs, cost_key, parts_of
 from tests.coppice.toys import ToyApp, examples, linear, local
-from tests.edge_client.test_probe import Half, NothingToRehearse
+from tests.edge_client.test_probe import Half, InBatches, NothingToRehearse
 
 WORKLOAD = Workload(
     name="toy",
@@ -64,8 +64,8 @@ REPORT = RoundReport(
 )
 
 
-def learn(costs: Costs, name: str = "fc", **settings: Any) -> None:
-    costs.learn(task(name, **settings), REPORT, 0.08, (10**6, 10**6))
+def learn(costs: Costs, name: str = "fc", parts: int = 1, **settings: Any) -> None:
+    costs.learn(task(name, **settings), REPORT, 0.08, (10**6, 10**6), parts)
 
 
 def test_a_probe_is_done_once_and_survives_the_process(tmp_path: Path) -> None:
@@ -155,6 +155,33 @@ def test_the_peak_of_a_round_that_reports_is_not_taken_for_one_of_training(tmp_p
     assert before is not None
     assert after is not None
     assert before.peak_bytes == after.peak_bytes
+
+
+def test_a_round_in_parts_is_foretold_and_learned_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = InBatches(examples=4)
+    monkeypatch.setattr(probe, "forget_peak", half.forget)
+    monkeypatch.setattr(probe, "peak_resident_bytes", half.peak_bytes)
+    monkeypatch.setattr(probe, "resident_bytes", half.held_bytes)
+    costs, _ = probed(tmp_path / "costs.json", half=half)
+    assert costs.known is not None
+    per_example = costs.known.memory.batch.bytes_per_example
+    assert per_example > 0
+
+    def peak_bytes(parts: int) -> int:
+        forecast = costs.forecast(task(), 0, "", parts)
+        assert forecast is not None
+        return forecast.peak_bytes
+
+    assert peak_bytes(1) - peak_bytes(2) == pytest.approx(2 * per_example, abs=1)
+    learn(costs, parts=2)
+    assert peak_bytes(2) == REPORT.peak_bytes
+    cost = costs.cost()
+    assert cost is not None
+    small = replace(cost, limit_bytes=peak_bytes(2))
+    assert parts_of(task(), small) == 2
+    assert parts_of(task("other"), small) == parts_of(task(), None) == 1
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,9 @@ def test_what_was_expected_stands_beside_it_and_not_in_the_update(
     class GoingByCost(Client):
         goes_by_cost = True
 
-    def forecast(costs: Costs, task: Task, download_bytes: int, why: Why) -> Forecast | None:
+    def forecast(
+        costs: Costs, task: Task, download_bytes: int, why: Why, parts: int
+    ) -> Forecast | None:
         return FORECAST if task.round_number == 1 else None
 
     half = GoingByCost(Settings(local_steps=2))
@@ -258,13 +260,12 @@ def test_a_device_that_declines_again_and_again_measures_anew(
 
     half = Declining(Settings(local_steps=2))
     monkeypatch.setattr("edge_client.ready.client_half", lambda spec: half)
-    monkeypatch.setattr("edge_client.loop._DECLINED_SECONDS", 0.0)
     monkeypatch.setattr(Costs, "probe", probe)
     server.offer_run()
-    for number in range(1, 8):
+    for number in range(1, 16):
         ref = server.add_blob(model_payload(number))
         server.reply(terms=pb.TermsOffer(round_number=number, payload=blob_to_message(ref)))
     server.end_run()
     live(device)
-    # Before the first round, and after the fifth.
-    assert probes == [0, 5]
+    # Before the first round, and after more and more.
+    assert probes == [0, 5, 10]

@@ -94,11 +94,17 @@ class TestWalk:
         assert machine.present == {B}
         assert machine.handle(UpdateStored(1, A)) == [Aggregate(1)]
 
-    def test_a_round_in_which_nobody_has_a_task_fails_and_the_next_begins(self) -> None:
+    def test_a_round_in_which_nobody_has_a_task_fails_and_the_next_begins_after_a_while(
+        self,
+    ) -> None:
         machine = gathering(SPEC, A, B)
-        first, *rest = machine.handle(TasksCommitted(1, ()))
-        assert first == FailRound(1, "nobody was given a task")
-        assert OpenRound(2) in rest
+        assert machine.handle(TasksCommitted(1, ())) == [
+            FailRound(1, "nobody was given a task"),
+            SetDeadline(1, Phase.RESTING, SPEC.cohort.gather_seconds),
+        ]
+        assert arrive(machine, A, B) == []
+        assert "in the last round none could" in machine.waiting_for
+        assert machine.handle(DeadlinePassed(1, Phase.RESTING)) == [OpenRound(2)]
 
 
 class TestReserved:

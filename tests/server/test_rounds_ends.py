@@ -75,6 +75,13 @@ def judging() -> RoundMachine:
     return machine
 
 
+def resting() -> RoundMachine:
+    """A machine in whose first round nobody could do anything."""
+    machine = gathering(SPEC, A, B)
+    machine.handle(TasksCommitted(1, ()))
+    return machine
+
+
 def opening() -> RoundMachine:
     machine = RoundMachine(SPEC)
     machine.start()
@@ -89,6 +96,7 @@ IN_PHASE: dict[Phase, Callable[[], RoundMachine]] = {
     Phase.AGGREGATING: aggregating,
     Phase.EVALUATING: evaluating,
     Phase.FOLDING: folding,
+    Phase.RESTING: resting,
     Phase.JUDGING: judging,
     Phase.CLOSING: closing,
 }

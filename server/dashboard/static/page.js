@@ -33,6 +33,7 @@ const PHASES = {
   aggregating: "folding the updates",
   evaluating: "devices are evaluating",
   folding: "averaging the evaluations",
+  resting: "waiting for devices that can train",
   judging: "catching up",
   closing: "finishing",
 };

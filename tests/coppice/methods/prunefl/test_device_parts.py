@@ -9,8 +9,8 @@ from coppice.device_cost import DeviceCost, MemoryCost
 from coppice.methods.prunefl.terms import cost_from_tensors
 from coppice.tensors import dense_group
 from tests.coppice.costs import BASE_BYTES
+from tests.coppice.methods.prunefl.own_masks import Run, cost
 from tests.coppice.methods.prunefl.small import Small, settings
-from tests.coppice.methods.prunefl.test_device_scope import Run, cost
 
 #: Weights of the two layers.
 SIZES = (32, 24)
