@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from ctypes import byref
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.nn.grad import conv2d_weight
 
 from coppice.kernels.layout import batch_first, floats, scratch, to_batch_innermost
 from coppice.kernels.library import Library, UpdateArrays, address, library
@@ -81,7 +81,9 @@ class _SparseConvolution(torch.autograd.Function):
             how = UpdateArrays(address(scratch("gradient", weight.numel()).zero_()))
         else:
             if stepper.needs_dense:
-                stepper.add_dense(_dense_gradient(laid_out, gradient, layer))
+                # Of a layer that is used again, it has to last until the last use has come back.
+                own = scratch if stepper.is_only_use else _new
+                stepper.add_dense(_dense_gradient(laid_out, gradient, layer, own))
             how = stepper.arrays(weight)
         d_input = None
         if ctx.needs_input_grad[0]:
@@ -180,16 +182,26 @@ def _weight_gradient(
     )
 
 
-def _dense_gradient(laid_out: Tensor, gradient: Tensor, layer: SparseLayer) -> Tensor:
+def _new(use: str, *shape: int) -> Tensor:
+    return floats(*shape)
+
+
+def _dense_gradient(
+    laid_out: Tensor, gradient: Tensor, layer: SparseLayer, memory: Callable[..., Tensor]
+) -> Tensor:
     """The gradient of all entries of the weight, kept or pruned, of the weight's shape."""
     shape = layer.mask.shape
     kernel, stride, (above, below, left, right) = layer.form()
     if kernel == (1, 1) and stride == 1 and not any((above, below, left, right)):
-        return torch.mm(gradient.flatten(1), laid_out.flatten(1).t()).view(shape)
-    images = functional.pad(laid_out.permute(3, 0, 1, 2), (left, right, above, below))
-    whole = (shape[0], laid_out.shape[0], *kernel)
-    outputs = gradient.permute(3, 0, 1, 2)
-    result: Tensor = conv2d_weight(images, whole, outputs, stride=stride)
+        result = memory("dense gradient", shape[0], laid_out.shape[0])
+        return torch.mm(gradient.flatten(1), laid_out.flatten(1).t(), out=result).view(shape)
+    padded = functional.pad(laid_out, (0, 0, left, right, above, below))
+    height, width = (stride * extent for extent in gradient.shape[1:3])
+    result = memory("dense gradient", shape[0], laid_out.shape[0], *kernel)
+    # An entry of the kernels at a time: torch's own takes four times the memory of the result.
+    for row, column in itertools.product(*map(range, kernel)):
+        seen = padded[:, row : row + height : stride, column : column + width : stride]
+        result[:, :, row, column] = torch.mm(gradient.flatten(1), seen.flatten(1).t())
     return result.view(shape)
 
 

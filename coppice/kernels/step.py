@@ -58,12 +58,16 @@ class Stepper:
 
     def arrays(self, weight: Tensor) -> UpdateArrays:
         """What the library is to do with the gradient of the pass back that now begins."""
-        is_alone = self._uses == 1 and self._gradient is None
-        if is_alone and self.is_last and self.watch is None:
+        if self.is_only_use and self.watch is None:
             return self._update(scratch("gradient", weight.numel()), weight)
         if self._gradient is None:
             self._gradient = torch.zeros_like(weight)
         return UpdateArrays(address(self._gradient))
+
+    @property
+    def is_only_use(self) -> bool:
+        """Whether the pass back that now begins is the layer's only one of this step."""
+        return self._uses == 1 and self._gradient is None and self.is_last
 
     @property
     def needs_dense(self) -> bool:

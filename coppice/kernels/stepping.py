@@ -18,7 +18,10 @@ from coppice.sparse import SparseTensor
 
 @dataclass(frozen=True)
 class Watch:
-    """Sees the gradients of the parameters before the steps, by name and in any order."""
+    """Sees the gradients of the parameters before the steps, by name and in any order.
+
+    The memory of a gradient is the next one's.
+    """
 
     see: Callable[[str, Tensor | SparseTensor], None]
     #: Of parameters that have a mask: all of the gradient, or what the mask keeps.
