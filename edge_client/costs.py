@@ -148,7 +148,8 @@ def _answer_bytes(task: Task) -> int:
         for item in items
     )
     if task.settings.get("report", False):
-        values += sum(item.mask.size for item in items if isinstance(item, SparseTensor))
+        every = int(task.settings.get("report_every", 1))
+        values += sum(item.mask.size for item in items if isinstance(item, SparseTensor)) // every
     return _BYTES_PER_VALUE * values
 
 

@@ -145,6 +145,9 @@ def test_a_forecast_is_of_what_is_known(tmp_path: Path) -> None:
     reporting = costs.forecast(task(report=True), 0, "")
     assert reporting is not None
     assert reporting.upload_seconds == pytest.approx(4400 * 4e-6)
+    sampling = costs.forecast(task(report=True, report_every=10), 0, "")
+    assert sampling is not None
+    assert sampling.upload_seconds == pytest.approx(800 * 4e-6)
 
 
 def test_the_peak_of_a_round_that_reports_is_not_taken_for_one_of_training(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from coppice.masks import prunable_names
 from coppice.method import Choice, Local, Task, Update
 from coppice.methods.prunefl.choice import Choice as DeviceChoice
 from coppice.methods.prunefl.choice import choose, obstacle
-from coppice.methods.prunefl.profile import Profile
+from coppice.methods.prunefl.report import choose_with_report
+from coppice.methods.prunefl.sample import Sample, reported_shape
 from coppice.methods.prunefl.settings import Settings
 from coppice.methods.prunefl.terms import (
     DECLINED,
@@ -30,7 +31,6 @@ from coppice.training import evaluate
 
 #: Longer than any round.
 _NO_PACE = 1e9
-_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Client(ModelClient):
         profile, cost = offered.profile, local.cost
         least = profile.least
         if cost is None or cost.time.layers.keys() != least.keys():
-            return {"steps": 1, "kept": least, "reports": False}
+            return {"steps": 1, "kept": least, "report_every": 0}
         parts = cost.fewest_parts(least)
         cost = cost.in_parts(parts)
         pace = offered.pace_seconds or _NO_PACE
@@ -90,15 +90,18 @@ class Client(ModelClient):
             limit = obstacle(profile, cost, pace)
             if limit == "pace" and self._settings.include == "all":
                 # Slower than when the pace was found: as little as can be, until the next one.
-                return {"steps": 1, "kept": least, "reports": False, "why": limit}
+                return {"steps": 1, "kept": least, "report_every": 0, "why": limit}
             if limit == "memory":
                 lack = {"needed_bytes": cost.peak_bytes(least), "budget_bytes": cost.limit_bytes}
                 return {DECLINED: limit, "parts": parts, **lack}
             return {DECLINED: limit}
+        every = 0
+        if offered.report_due:
+            chosen, every = choose_with_report(offered, cost, pace, chosen, parts)
         return {
             "steps": chosen.steps,
             "kept": dict(chosen.kept),
-            "reports": chosen.peak_bytes + _report_bytes(profile, parts) <= cost.limit_bytes,
+            "report_every": every,
             "why": chosen.why,
         }
 
@@ -112,21 +115,25 @@ class Client(ModelClient):
         if self._settings.importance == "every_round":
             return self._train_and_sum(task, local, masks)
         if task.settings["report"]:
-            return self._train_and_square_last(task, local, masks)
+            return self._train_and_square_last(task, local, masks, Sample(every=1, first=0))
         return super().run(task, local)
 
     def _train_own_part(self, task: Task, local: Local, masks: Mapping[str, Mask]) -> Update:
         """Train what this device chose, and say what rounds cost it."""
-        kept = {name: mask.count for name, mask in masks.items()}
-        local.private.stage(Chosen(int(task.settings["steps"]), kept))
         known = no_cost(list(masks))
         if local.cost is not None and local.cost.time.layers.keys() == masks.keys():
             known = cost_to_tensors(local.cost.in_parts(local.parts))
+        more: dict[str, Mapping[str, Item]] = {"cost": known}
         if task.settings["report"]:
-            update = self._train_and_square_last(task, local, masks)
+            sample = Sample.draw(int(task.settings["report_every"]), local.generator)
+            update = self._train_and_square_last(task, local, masks, sample)
+            more["sample"] = sample.to_tensors()
         else:
             update = super().run(task, local)
-        return replace(update, payload={**update.payload, "cost": known})
+            # What had to make room for a report is nothing to stay with.
+            kept = {name: mask.count for name, mask in masks.items()}
+            local.private.stage(Chosen(int(task.settings["steps"]), kept))
+        return replace(update, payload={**update.payload, **more})
 
     def _prune_initially(self, task: Task, local: Local, masks: Mapping[str, Mask]) -> Update:
         """Passes over a few fixed batches, squaring every step's gradients of kept weights."""
@@ -157,21 +164,30 @@ class Client(ModelClient):
         chosen = order[: settings.initial_batches * settings.batch_size]
         return list(chosen.split(settings.batch_size)) if len(chosen) else []
 
-    def _train_and_square_last(self, task: Task, local: Local, masks: Mapping[str, Mask]) -> Update:
+    def _train_and_square_last(
+        self, task: Task, local: Local, masks: Mapping[str, Mask], sample: Sample
+    ) -> Update:
         """The last step's gradients, squared at once, of kept and pruned weights alike."""
         weight = float(len(local.train))
-        squares = {name: torch.zeros(mask.shape) for name, mask in masks.items()}
+        seen: dict[str, Tensor] = {}
         base = torch.zeros((), dtype=torch.float64)
 
         def see(name: str, gradient: Tensor | SparseTensor) -> None:
             assert isinstance(gradient, Tensor)
             if name in masks:
-                squares[name] = gradient.square().mul_(weight)
+                seen[name] = sample.of(gradient).square().mul_(weight)
             else:
                 base.add_(_square_sum(gradient), alpha=weight)
 
         watch = Watch(see, pruned_too=True, last_only=True)
         _, trained = self.train(task, local, watch=watch)
+        # Weights that the model does not use have no gradient.
+        squares = {
+            name: seen[name]
+            if name in seen
+            else torch.zeros(reported_shape(mask.shape, sample.every))
+            for name, mask in masks.items()
+        }
         more = _report(squares, importance=base)
         return self.answer(task, local, trained, more)
 
@@ -206,15 +222,6 @@ class Client(ModelClient):
             new = SparseTensor.take(gradient, pruned[name]).values
             buffer.squares[name].values.addcmul_(new, new, value=weight)
         return Buffer(buffer.squares, buffer.mass + weight)
-
-
-def _report_bytes(profile: Profile, parts: int) -> int:
-    """What a report of importance takes beside training, at most."""
-    sizes = [layer.kept[-1] for layer in profile.layers.values()]
-    # One gradient at a time, or all until the last part of the batch has added its own.
-    gradients = max(sizes, default=0) if parts == 1 else sum(sizes)
-    # Squares and what is sent of them, of all layers.
-    return _FLOAT_BYTES * (2 * sum(sizes) + gradients)
 
 
 def _report(squares: Mapping[str, Item], **base: Tensor) -> dict[str, Mapping[str, Item]]:

@@ -17,11 +17,11 @@ from coppice.masks import density, remask, sparse_weights
 from coppice.method import Task, Update
 from coppice.methods.prunefl.belief import believed
 from coppice.methods.prunefl.estimate import estimate
-from coppice.methods.prunefl.importance import whole_report
 from coppice.methods.prunefl.order import LayerOrder, cut, nearest, shared_order
 from coppice.methods.prunefl.pace import Pace, find_pace
 from coppice.methods.prunefl.profile import Profile, profile_of
 from coppice.methods.prunefl.reconfigure import prune_share
+from coppice.methods.prunefl.sample import MOST_EVERY, Sample, report_of
 from coppice.methods.prunefl.settings import Settings
 from coppice.methods.prunefl.terms import DECLINED, Terms, cost_from_tensors, no_cost
 from coppice.model_server import MeanUpdate, training_task
@@ -29,8 +29,9 @@ from coppice.nova import NovaMean, accumulation_norm
 from coppice.sparse import Item, Mask, SparseTensor
 from coppice.tensors import Payload, Tensors, Weights, dense_group, masks_of, weight_group
 
-#: Local steps, kept weights of each parameter, and whether importance is reported.
-_Choice: TypeAlias = tuple[int, Mapping[str, int], bool]
+#: Local steps, kept weights of each parameter, and the `every` of the sample of weights whose
+#: importance is reported; 0 for none.
+_Choice: TypeAlias = tuple[int, Mapping[str, int], int]
 
 #: No pace is a larger share of the time that a round is given: what rounds take varies.
 _DEADLINE_SHARE = 0.5
@@ -95,9 +96,9 @@ class DeviceScope:
         self._settings = settings
         self._max_steps = settings.local_steps
 
-    def terms(self, fleet: FleetState) -> Terms:
+    def terms(self, fleet: FleetState, report_due: bool) -> Terms:
         """What devices choose from; a single step in the round that the first pace comes of."""
-        return Terms(fleet.profile, fleet.pace_seconds, self._most_steps(fleet))
+        return Terms(fleet.profile, fleet.pace_seconds, self._most_steps(fleet), report_due)
 
     def _most_steps(self, fleet: FleetState) -> int:
         return 1 if fleet.is_new else self._max_steps
@@ -121,17 +122,15 @@ class DeviceScope:
         payload: Payload = {}
         before: Mapping[str, int] | None = None
         tasks = {}
-        for client_id, (steps, kept, reports) in chosen:
+        for client_id, (steps, kept, every) in chosen:
             if kept != before:
                 own = remask(parameters, cut(fleet.order, kept), {})
                 payload, before = {"parameters": own, "buffers": buffers}, kept
             more: dict[str, Mapping[str, Item]] = {"cost": no_cost(list(kept))}
-            report = planned.is_due and reports
-            if report:
-                more |= whole_report(own)
-            settings = {
-                "learning_rate": planned.learning_rate, "steps": steps, "report": report,
-            }  # fmt: skip
+            settings = {"learning_rate": planned.learning_rate, "steps": steps, "report": False}
+            if planned.is_due and every:
+                more |= report_of(own, every) | {"sample": Sample(every, first=0).to_tensors()}
+                settings |= {"report": True, "report_every": every}
             task = training_task(own, buffers, planned.number, settings, more)
             tasks[client_id] = replace(task, payload=payload)
         return tasks
@@ -147,11 +146,11 @@ class DeviceScope:
             return self._valid(choice, fleet)
         rounds_out = round_number - 1 - fleet.last_rounds.get(client_id, 0)
         if choice[DECLINED] == "pace" and rounds_out >= self._settings.most_rounds_out:
-            return 1, fleet.profile.least, False
+            return 1, fleet.profile.least, 0
         return None
 
     def _valid(self, choice: Mapping[str, Any], fleet: FleetState) -> _Choice:
-        """Steps, counts and whether importance is reported; a choice that is none is the least."""
+        """Steps, counts and what is reported; a choice that is none is the least."""
         profile = fleet.profile
         steps, kept = choice.get("steps"), choice.get("kept")
         is_valid = (
@@ -162,15 +161,17 @@ class DeviceScope:
             and all(kept[name] in layer.kept for name, layer in profile.layers.items())
         )
         if not is_valid:
-            return 1, profile.least, False
+            return 1, profile.least, 0
         assert isinstance(kept, Mapping)
         counts = {name: int(kept[name]) for name in profile.layers}
-        return int(steps or 1), counts, choice.get("reports") is True
+        every = choice.get("report_every")
+        is_sample = isinstance(every, int) and 1 <= every <= MOST_EVERY
+        return int(steps or 1), counts, int(every or 0) if is_sample else 0
 
     def _as_before(self, client_id: ClientId, fleet: FleetState) -> _Choice:
         """Of a device that is to evaluate or keep the model: what it held last, or the least."""
         held = fleet.kept.get(client_id, fleet.profile.least)
-        return self._max_steps, nearest(fleet.order, held), False
+        return self._max_steps, nearest(fleet.order, held), 0
 
     def aggregate(
         self,
@@ -194,7 +195,7 @@ class DeviceScope:
                 settings.proximal,
             )
             deltas.add(weight_group(update.payload, "delta"), update.num_examples, norm)
-            seen.add(update, steps)
+            seen.add(update, steps, parameters)
             rest.add(replace(update, payload={**update.payload, "delta": {}}))
         delta = deltas.value()
         if not delta:
@@ -220,7 +221,7 @@ class DeviceScope:
         self, parameters: Weights, fleet: FleetState, seen: _Seen, planned: FleetRound
     ) -> tuple[Weights, FleetState]:
         # Where nobody has the memory to report, the order stays, and with it what it is worth.
-        if seen.squares:
+        if seen.has_reports:
             importance, base = seen.importance()
             settings = self._settings
             share = prune_share(planned.count, settings.prune_share, settings.prune_half_life)
@@ -267,23 +268,41 @@ class _Seen:
         self.num_examples = dict(fleet.num_examples)
         self.kept = dict(fleet.kept)
         self.last_rounds = dict(fleet.last_rounds)
-        #: Sums of squared gradients times examples, float64, of every entry.
-        self.squares: dict[str, Tensor] = {}
+        #: Of every entry, float64: the sum of squared gradients times examples, and the examples
+        #: of who reported it.
+        self._squares: dict[str, Tensor] = {}
+        self._reported: dict[str, Tensor] = {}
         self._masses: list[float] = []
         self._base = 0.0
 
-    def add(self, update: Update, steps: int) -> None:
+    def add(self, update: Update, steps: int, parameters: Weights) -> None:
         masks = masks_of(weight_group(update.payload, "delta"))
         self.last_rounds[update.client_id] = self._round_number
         self.kept[update.client_id] = {name: mask.count for name, mask in masks.items()}
         self._add_cost(update, steps)
-        if "importance" not in update.payload or update.num_examples == 0:
+        if "importance" in update.payload and update.num_examples > 0:
+            self._add_report(update, parameters)
+
+    def _add_report(self, update: Update, parameters: Weights) -> None:
+        values = dense_group(update.payload, "importance")
+        sample = Sample.from_tensors(dense_group(update.payload, "sample"), values, parameters)
+        if sample is None:
             return
-        for name, item in dense_group(update.payload, "importance").items():
-            total = self.squares.setdefault(name, torch.zeros(item.shape, dtype=torch.float64))
-            total.add_(item.clamp(min=0))
+        mass = float(update.num_examples)
+        for name, item in values.items():
+            if name not in self._squares:
+                zeros = torch.zeros(2, *parameters[name].shape, dtype=torch.float64)
+                self._squares[name], self._reported[name] = zeros
+            sums = sample.entries(self._squares[name])
+            sums.add_(item.reshape(-1)[: len(sums)].clamp(min=0))
+            sample.entries(self._reported[name]).add_(mass)
         self._base += max(0.0, float(dense_group(update.payload, "base")["importance"]))
-        self._masses.append(float(update.num_examples))
+        self._masses.append(mass)
+
+    @property
+    def has_reports(self) -> bool:
+        """Whether there is anything to choose by."""
+        return bool(self._masses)
 
     def _add_cost(self, update: Update, steps: int) -> None:
         client_id, reported = update.client_id, "importance" in update.payload
@@ -303,10 +322,8 @@ class _Seen:
         prior = statistics.median(self._masses)
         most = torch.finfo(torch.float32).max
         found = {
-            name: estimate(sums, torch.full_like(sums, mass), prior)
-            .clamp(max=most)
-            .to(torch.float32)
-            for name, sums in self.squares.items()
+            name: estimate(sums, self._reported[name], prior).clamp(max=most).to(torch.float32)
+            for name, sums in self._squares.items()
         }
         return found, min(self._base / mass, most) if mass else 0.0
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from coppice.masks import sparse_weights
 from coppice.method import Update
-from coppice.sparse import Item, SparseTensor
+from coppice.sparse import SparseTensor
 from coppice.tensors import Weights, dense_group, masks_of, weight_group
 
 _MOST = torch.finfo(torch.float32).max
@@ -107,15 +106,6 @@ class Tally:
                 flat[self._pruned_masks[name].positions] = pruned
             dense[name] = flat.reshape(mask.shape)
         return dense, self._base / self._mass if self._mass else 0.0
-
-
-def whole_report(weights: Weights) -> dict[str, Mapping[str, Item]]:
-    """What a report of every weight, kept or pruned, looks like; it holds no values."""
-    whole = {
-        name: torch.empty(item.shape, device="meta")
-        for name, item in sparse_weights(weights).items()
-    }
-    return {"importance": whole, "base": {"importance": torch.zeros((), dtype=torch.float64)}}
 
 
 def _bounded(sums: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from coppice.masks import density, full_masks, masked, prunable_names, remask, s
 from coppice.method import InitContext, ServerHalf, Task, Update
 from coppice.methods.prunefl.cuts import Cuts
 from coppice.methods.prunefl.device_scope import DeviceScope, FleetRound, FleetState, new_fleet
-from coppice.methods.prunefl.importance import Importance, Tally, whole_report
+from coppice.methods.prunefl.importance import Importance, Tally
 from coppice.methods.prunefl.initial import InitialPruning, has_settled
 from coppice.methods.prunefl.reconfigure import prune_share, reconfigure
+from coppice.methods.prunefl.sample import report_of
 from coppice.methods.prunefl.settings import Settings
 from coppice.methods.prunefl.terms import terms_to_payload
 from coppice.methods.prunefl.timing import Timing
@@ -80,7 +81,7 @@ class Server(ServerHalf[State]):
         """What devices choose from, where each has a mask of its own."""
         if state.fleet is None or self._scope is None:
             return None
-        return terms_to_payload(self._scope.terms(state.fleet))
+        return terms_to_payload(self._scope.terms(state.fleet, self._is_due(state)))
 
     def reserved_for(self, state: State, round_number: int) -> ClientId | None:
         """The client that the settings name for initial pruning."""
@@ -225,7 +226,7 @@ class Server(ServerHalf[State]):
         """What the updates of a round that reconfigures bring beside the delta."""
         weights = sparse_weights(state.parameters)
         if self._settings.importance == "last_step":
-            return whole_report(weights)
+            return report_of(weights, every=1)
         pruned = {name: _empty_on(item.mask.complement()) for name, item in weights.items()}
         return {"importance": pruned, "base": {"mass": _SCALAR}}
 

@@ -43,6 +43,8 @@ class Terms:
     pace_seconds: float
     #: Local steps of a device that has the time for all.
     max_steps: int
+    #: Whether devices with the memory for it are to report importance in this round.
+    report_due: bool
 
 
 def terms_to_payload(terms: Terms) -> Payload:
@@ -53,6 +55,7 @@ def terms_to_payload(terms: Terms) -> Payload:
         "base_gain": profile.base_gain,
         "levels": profile.levels,
         "max_steps": terms.max_steps,
+        "report_due": terms.report_due,
     }
     return {
         "kept": {name: torch.tensor(item.kept) for name, item in profile.layers.items()},
@@ -72,13 +75,14 @@ def terms_from_payload(payload: Payload) -> Terms:
             name: LayerProfile(kept=tuple(counts), gains=tuple(gains[name]))
             for name, counts in kept.items()
         }
-        pace, base, levels, steps = (
-            numbers[name][0] for name in ("pace_seconds", "base_gain", "levels", "max_steps")
+        pace, base, levels, steps, due = (
+            numbers[name][0]
+            for name in ("pace_seconds", "base_gain", "levels", "max_steps", "report_due")
         )
-        if not (0 <= pace <= MOST_SECONDS and steps >= 1):
-            raise ValueError(f"a pace of {pace} seconds and {steps} steps")
+        if not (0 <= pace <= MOST_SECONDS and steps >= 1 and due in (0, 1)):
+            raise ValueError(f"a pace of {pace} seconds, {steps} steps and {due} for a report")
         profile = Profile(layers=layers, levels=int(levels), base_gain=base)
-        return Terms(profile, pace, int(steps))
+        return Terms(profile, pace, int(steps), bool(due))
     except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
         raise InvalidPayload(f"the terms of the round make no sense: {error}") from None
 

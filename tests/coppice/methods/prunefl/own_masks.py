@@ -69,6 +69,10 @@ class Run:
         assert terms is not None
         return {name: self.clients[name].choose(terms, self.local(name)) for name in self.costs}
 
+    def silent_choices(self) -> dict[str, Mapping[str, Any]]:
+        """The same, of devices that report nothing."""
+        return {name: {**choice, "report_every": 0} for name, choice in self.choices().items()}
+
     def plan(self, choices: Mapping[str, Any] | None = None) -> Mapping[ClientId, Task]:
         cohort = [
             Participant(ClientId(name), CAPABILITY, 12, choice)

@@ -30,7 +30,7 @@ def test_a_device_without_memory_for_whole_batches_chooses_by_what_parts_leave()
     # What the same device would keep if it had those 1000 bytes, reports apart.
     same = Run({"well": cost(), "small": cost(room=room)}).choices()["small"]
     assert sum(chosen["kept"].values()) > 8 + 3
-    assert {**chosen, "reports": False} == {**same, "reports": False}
+    assert {**chosen, "report_every": 0} == {**same, "report_every": 0}
 
 
 def test_a_device_that_lacks_memory_even_for_parts_says_how_much() -> None:
@@ -42,20 +42,19 @@ def test_a_device_that_lacks_memory_even_for_parts_says_how_much() -> None:
 
 
 def test_a_report_holds_the_gradients_of_all_layers_where_batches_are_split() -> None:
-    squares, largest = 2 * sum(SIZES), max(SIZES)
     whole = Run({"any": cost()}).choices()["any"]
     weights = 22 * sum(whole["kept"].values())
-    for parts, needed in ((1, 4 * (squares + largest)), (2, 4 * (squares + sum(SIZES)))):
-        for more, reports in ((0, True), (-1, False)):
-            room = weights + needed + more
-            device = cost(room=room)
+    for parts, gradients in ((1, max(SIZES)), (2, sum(SIZES))):
+        needed = 1.1 * 4 * (2 * sum(SIZES) + gradients)
+        for more, is_whole in ((1e-3, True), (-1, False)):
+            device = cost(room=weights + needed + more)
             if parts > 1:
                 batch = BatchMemory(examples=4, parts=parts)
                 step = replace(device.memory.training, batch=batch)
                 device = replace(device, memory=MemoryCost(training=step))
             choice = Run({"any": device}).choices()["any"]
             assert choice["kept"] == whole["kept"]
-            assert choice["reports"] is reports
+            assert (choice["report_every"] == 1) is is_whole
 
 
 def test_a_device_reports_what_rounds_cost_it_in_the_parts_that_it_trains_in() -> None:

@@ -11,9 +11,6 @@ from coppice.methods.prunefl.device_scope import FleetState, new_fleet
 from coppice.sparse import SparseTensor
 from tests.coppice.methods.prunefl.own_masks import STEPS, Run, cost, kept
 
-#: Memory to train all weights, but not to report what they are worth.
-TRAINING_ROOM = 22.0 * 56
-
 
 def fleet_of(run: Run) -> FleetState:
     assert run.state.fleet is not None
@@ -38,7 +35,7 @@ def test_the_first_round_has_one_step_and_the_second_a_pace() -> None:
 def test_more_steps_than_the_first_round_offers_are_no_choice() -> None:
     run = Run({"any": cost()})
     whole = {name: layer.size for name, layer in fleet_of(run).order.items()}
-    (task,) = run.plan({"any": {"steps": STEPS, "kept": whole, "reports": True}}).values()
+    (task,) = run.plan({"any": {"steps": STEPS, "kept": whole, "report_every": 1}}).values()
     assert sum(kept(task).values()) < sum(whole.values())
     assert task.settings["steps"] == 1
 
@@ -65,7 +62,7 @@ def test_where_nobody_knows_its_costs_masks_are_chosen_as_ever() -> None:
     run.round()
     # Nobody is asked to report again until it is time.
     whole = {name: layer.kept[-1] for name, layer in fleet_of(run).profile.layers.items()}
-    choice = {"steps": 1, "kept": whole, "reports": True}
+    choice = {"steps": 1, "kept": whole, "report_every": 1}
     reports = []
     for _ in range(4):
         tasks = run.round(dict.fromkeys(run.costs, choice))
@@ -74,7 +71,7 @@ def test_where_nobody_knows_its_costs_masks_are_chosen_as_ever() -> None:
 
 
 def test_where_nobody_can_report_the_first_pace_goes_by_what_initial_pruning_found() -> None:
-    run = Run({"fast": cost(1, TRAINING_ROOM), "slow": cost(8, TRAINING_ROOM)})
+    run = Run({"fast": cost(1), "slow": cost(8)})
     parameters = run.state.parameters
     importance = {
         name: item.dense().square()
@@ -83,7 +80,7 @@ def test_where_nobody_can_report_the_first_pace_goes_by_what_initial_pruning_fou
     }
     known = new_fleet(parameters, importance, 0.0)
     run.state = replace(run.state, fleet=known)
-    run.round()
+    run.round(run.silent_choices())
     assert fleet_of(run).pace_seconds > 0
     assert fleet_of(run).profile == known.profile
     tasks = run.plan()
@@ -91,8 +88,8 @@ def test_where_nobody_can_report_the_first_pace_goes_by_what_initial_pruning_fou
 
 
 def test_without_anything_known_of_weights_there_is_no_pace_and_all_steps_are_done() -> None:
-    run = Run({"fast": cost(1, TRAINING_ROOM), "slow": cost(8, TRAINING_ROOM)})
-    run.round()
+    run = Run({"fast": cost(1), "slow": cost(8)})
+    run.round(run.silent_choices())
     assert fleet_of(run).pace_seconds == 0
     for task in run.plan().values():
         assert task.settings["steps"] == STEPS

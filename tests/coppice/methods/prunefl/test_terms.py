@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,11 +33,13 @@ PROFILE = Profile(
     levels=1,
     base_gain=0.25,
 )
-TERMS = Terms(PROFILE, pace_seconds=1.75, max_steps=5)
+TERMS = Terms(PROFILE, pace_seconds=1.75, max_steps=5, report_due=True)
 
 
-def test_terms_come_back_as_they_were() -> None:
-    assert terms_from_payload(decode(encode(terms_to_payload(TERMS)))) == TERMS
+@pytest.mark.parametrize("report_due", [False, True])
+def test_terms_come_back_as_they_were(report_due: bool) -> None:
+    terms = replace(TERMS, report_due=report_due)
+    assert terms_from_payload(decode(encode(terms_to_payload(terms)))) == terms
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,9 @@ def test_terms_come_back_as_they_were() -> None:
         ("terms", "max_steps", []),
         ("terms", "max_steps", [0.0]),
         ("terms", "base_gain", [-0.5]),
+        ("terms", "report_due", [0.5]),
+        ("terms", "report_due", [float("nan")]),
+        ("terms", "report_due", []),
     ],
 )
 def test_terms_that_make_no_sense_are_refused(group: str, name: str, values: list[Any]) -> None:
