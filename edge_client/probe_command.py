@@ -26,6 +26,7 @@ from edge_client.console import Console, size_text
 from edge_client.limits import memory_budget
 from edge_client.meter import Meter, capability
 from edge_client.probe import NoPrivate, Probe, Prober
+from edge_client.processor import lasting_clock
 
 _SEED = 0
 
@@ -45,7 +46,8 @@ def probe(arguments: Namespace) -> int:
     local = _local(arguments)
     settings = {"local_steps": 1, "batch_size": arguments.batch_size}
     half = client_half(MethodSpec(name="fedavg", settings=settings))
-    prober = Prober(half, local, WireSpec(), lambda: memory_budget().budget_bytes)
+    clock = lasting_clock(local.capability.num_threads)
+    prober = Prober(half, local, WireSpec(), lambda: memory_budget().budget_bytes, clock)
 
     def tell(text: str) -> None:
         if not arguments.json:

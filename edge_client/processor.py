@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +71,19 @@ def processor_share(proc: Path = PROC) -> ProcessorShare:
         if quota is not None and period and quota > 0:
             bounds.append((quota / period, f"{file} of {group.shown_name}"))
     return ProcessorShare(*min(bounds))
+
+
+def lasting_clock(num_threads: int, proc: Path = PROC) -> Callable[[], float]:
+    """Seconds, to time something short by that is to be done for longer, in so many threads.
+
+    A quota is of a tenth of a second, mostly: what takes less of it is not held back at all, and
+    what takes more waits for the next one. So under a quota that binds this counts the time on the
+    processor, and that by how long it lasts in the long run.
+    """
+    cores = processor_share(proc).cores
+    if cores >= num_threads:
+        return time.perf_counter
+    return lambda: time.process_time() / cores
 
 
 def throttling(proc: Path = PROC) -> Throttling:

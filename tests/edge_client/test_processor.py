@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from edge_client.processor import (
     ProcessorShare,
     Throttling,
     heat,
+    lasting_clock,
     processor_share,
     throttling,
 )
@@ -70,6 +72,19 @@ def test_what_is_no_quota_binds_nothing(kernel: FakeKernel, unified: Path, conte
 def test_quota_beyond_the_affinity_binds_nothing(kernel: FakeKernel, unified: Path) -> None:
     put(unified / "box", cpu_max="800000 100000")
     assert processor_share(kernel.proc) == ProcessorShare(4.0, "affinity")
+
+
+def test_under_a_quota_work_is_timed_by_how_long_it_lasts_in_the_long_run(
+    kernel: FakeKernel, unified: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "process_time", lambda: 3.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: 7.0)
+    put(unified / "box/inner", cpu_max="50000 100000")
+    assert lasting_clock(1, kernel.proc)() == 6.0
+    put(unified / "box/inner", cpu_max="150000 100000")
+    assert lasting_clock(2, kernel.proc)() == 2.0
+    # What the quota leaves keeps one thread busy all the time.
+    assert lasting_clock(1, kernel.proc)() == 7.0
 
 
 def test_quota_of_version_1_is_in_two_files(kernel: FakeKernel, cpu: Path) -> None:
