@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from coppice import __version__
-from coppice.cost_learning import LearnedCost, MeasuredRound
+from coppice.cost_learning import Besides, LearnedCost, MeasuredRound
 from coppice.device_cost import DeviceCost
 from coppice.domain import Forecast, RoundReport, Why, Workload
 from coppice.errors import InvalidPayload
@@ -19,9 +19,11 @@ from coppice.files import write_file
 from coppice.kernels.library import library
 from coppice.method import ClientHalf, Local, Task
 from coppice.sparse import SparseTensor
+from coppice.task_cost import kept_of, masks_in
 from coppice.tree import from_plain, to_plain
 from edge_client.limits import memory_budget
 from edge_client.probe import Prober
+from edge_client.processor import lasting_clock
 from edge_client.state_folder import REMEDY
 
 #: Bytes that were fetched and sent.
@@ -41,6 +43,10 @@ class Costs:
         self._key = key
         self._budget_bytes = budget_bytes or (lambda: memory_budget().budget_bytes)
         self._known = self._read().get(key)
+        #: Seconds of a byte, down and up, that were known before a second probe.
+        self._link = (0.0, 0.0)
+        #: Fingerprints of the masks of the last task.
+        self._masks: frozenset[str] = frozenset()
 
     @property
     def known(self) -> LearnedCost | None:
@@ -55,13 +61,29 @@ class Costs:
         """Measure, unless it was done before."""
         if self._known is not None:
             return
-        prober = Prober(half, local, workload.wire, self._budget_bytes)
+        clock = lasting_clock(local.capability.num_threads)
+        prober = Prober(half, local, workload.wire, self._budget_bytes, clock)
         if (found := prober.probe(lambda text: None)) is not None:
-            self._keep(LearnedCost(time=found.time, memory=found.memory.memory))
+            known = LearnedCost(
+                time=found.time,
+                overhead=found.overhead,
+                memory=found.memory.memory,
+                probed_bytes=found.budget_bytes,
+                down_seconds_per_byte=self._link[0],
+                up_seconds_per_byte=self._link[1],
+            )
+            self._keep(known)
 
-    def forget(self) -> None:
-        """Know nothing, until the next probe."""
+    def forget(self) -> bool:
+        """Know nothing but the link until the next probe, if memory is what it was at the last.
+
+        Returns whether it is so: with less, a probe could take what is not there.
+        """
+        if self._known is None or self._budget_bytes() < self._known.probed_bytes:
+            return False
+        self._link = (self._known.down_seconds_per_byte, self._known.up_seconds_per_byte)
         self._known = None
+        return True
 
     def forecast(
         self, task: Task, download_bytes: int, why: Why, parts: int = 1
@@ -73,7 +95,9 @@ class Costs:
         steps = int(task.settings.get("steps", 0))
         return Forecast(
             download_seconds=known.down_seconds_per_byte * download_bytes,
-            compute_seconds=known.compute_seconds(ones, steps),
+            compute_seconds=known.compute_seconds(
+                ones, steps, is_new=self._is_new(task), reports=_reports(task)
+            ),
             upload_seconds=known.up_seconds_per_byte * _answer_bytes(task),
             peak_bytes=round(known.peak_bytes(ones, parts)),
             why=why,
@@ -102,10 +126,14 @@ class Costs:
             upload_seconds=report.upload_seconds,
             peak_bytes=report.peak_bytes,
             parts=parts,
-            # Rounds that report, and initial pruning, hold more than their training does.
-            is_plain=not task.settings.get("report", False) and "passes" not in task.settings,
+            is_new=self._is_new(task),
+            besides=_besides(task),
         )
+        self._masks = _fingerprints(task)
         self._keep(known.after(measured))
+
+    def _is_new(self, task: Task) -> bool:
+        return _fingerprints(task) != self._masks
 
     def _keep(self, known: LearnedCost) -> None:
         self._known = known
@@ -123,21 +151,19 @@ class Costs:
             return {}
 
 
-def kept_of(task: Task) -> dict[str, int]:
-    """Kept weights of what a task brings, by the names of those that are on masks."""
-    return {
-        name: item.mask.count
-        for name, item in task.payload.get("parameters", {}).items()
-        if isinstance(item, SparseTensor)
-    }
+def _fingerprints(task: Task) -> frozenset[str]:
+    return frozenset(f"{name} {mask.fingerprint}" for name, mask in masks_in(task).items())
 
 
-def parts_of(task: Task, cost: DeviceCost | None) -> int:
-    """Parts of its batches with which a task fits, as far as that is known."""
-    ones = kept_of(task)
-    if cost is None or ones.keys() != cost.time.layers.keys():
-        return 1
-    return cost.fewest_parts(ones)
+def _reports(task: Task) -> bool:
+    return bool(task.settings.get("report", False))
+
+
+def _besides(task: Task) -> Besides:
+    # Rounds that report, and initial pruning, hold more than their training does.
+    if "passes" in task.settings:
+        return "other"
+    return "report" if _reports(task) else "nothing"
 
 
 def _answer_bytes(task: Task) -> int:

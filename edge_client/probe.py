@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from coppice.batch_parts import BatchMemory, most_parts, part_size
+from coppice.cost_learning import Overhead
 from coppice.device_cost import (
     DeviceCost,
     LayerCost,
@@ -41,6 +42,8 @@ _CAREFUL_SHARE = 0.9
 
 #: Layers in a step take so many times what they take by themselves; else it was noise.
 _LEAST_FACTOR, _MOST_FACTOR = 0.8, 3.0
+#: No clock tells less from nothing.
+_LEAST_REST = 1e-4
 #: A layer that can only be dense costs nothing by itself: it is part of the rest of the step.
 _DENSE_ONLY = LayerCost(kept=(), sparse_seconds=(), dense_seconds=0.0)
 
@@ -54,6 +57,8 @@ class Rehearsal:
     ones: Mapping[str, int]
     #: Median of the steps.
     seconds_per_step: float
+    #: What it took besides them.
+    rest_seconds: float
     #: Resident memory of the process at its peak.
     peak_bytes: int
     #: What it held for a while only, after the first step: before, random masks are made.
@@ -68,8 +73,10 @@ class Probe:
 
     #: How well lines describe the layers that were timed.
     layers: Mapping[str, LayerFit]
-    #: Of a step; a round's own constants come with rounds.
+    #: Of the steps.
     time: RoundCost
+    #: Of a round, besides; rounds correct it.
+    overhead: Overhead
     memory: MemoryFit
     rehearsals: tuple[Rehearsal, ...]
     #: The memory that there was.
@@ -179,6 +186,7 @@ class Prober:
         meter = _Steps(self._clock)
         give_back()
         _begin_peak()
+        began = self._clock()
         update = self._half.rehearse(replace(local, meter=meter), density, steps)
         if update is None:
             return None
@@ -189,6 +197,7 @@ class Prober:
         }
         shapes |= {name: item.shape for name, item in sparse.items()}
         self._encode(update, sparse)
+        seconds = self._clock() - began
         ones = {name: item.mask.count for name, item in sparse.items()}
         peak_bytes = peak_resident_bytes()
         del update, sparse
@@ -198,6 +207,7 @@ class Prober:
             density=density,
             ones=ones,
             seconds_per_step=meter.median_seconds,
+            rest_seconds=max(0.0, seconds - steps * meter.median_seconds),
             peak_bytes=max(meter.first_peak_bytes, peak_bytes),
             moment_bytes=max(0, peak_bytes - held_bytes),
             held_bytes=held_bytes,
@@ -234,6 +244,7 @@ class Prober:
         return Probe(
             layers=fits,
             time=time,
+            overhead=_overhead(rehearsals),
             memory=replace(fit, memory=replace(fit.memory, batch=batch)),
             rehearsals=tuple(rehearsals),
             budget_bytes=budget_bytes,
@@ -283,6 +294,20 @@ def _rest(layers: Mapping[str, LayerCost], rehearsals: Sequence[Rehearsal]) -> t
         factor = float(np.clip(np.median(seconds / np.array(timed)), 1.0, _MOST_FACTOR))
         rest = max(0.0, float(np.median(seconds - factor * np.array(timed))))
     return float(rest), float(factor)
+
+
+def _overhead(rehearsals: Sequence[Rehearsal]) -> Overhead:
+    """The line through what rounds took besides their steps, in the relative sense."""
+    kept = np.array([sum(item.ones.values()) for item in rehearsals], dtype=np.float64)
+    seconds = np.array([max(item.rest_seconds, _LEAST_REST) for item in rehearsals])
+    if len(rehearsals) == 1:
+        return Overhead(fixed_seconds=float(seconds[0]), seconds_per_weight=0.0)
+    columns = np.stack([np.ones(len(kept)), kept], axis=1) / seconds[:, None]
+    fixed, per_weight = np.linalg.lstsq(columns, np.ones(len(kept)), rcond=None)[0]
+    if fixed < 0 or per_weight < 0:
+        fixed = seconds.min()
+        per_weight = np.median((seconds - fixed) / np.maximum(kept, 1))
+    return Overhead(fixed_seconds=float(fixed), seconds_per_weight=float(per_weight))
 
 
 def _begin_peak() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from coppice.batch_parts import BatchMemory
-from coppice.cost_learning import LearnedCost, MeasuredRound
+from coppice.cost_learning import LearnedCost, MeasuredRound, Overhead
 from coppice.device_cost import LayerCost, RoundCost, StepMemory
 from coppice.memory_fit import layer_memory
 
@@ -21,6 +21,8 @@ KNOWN = LearnedCost(
         seconds_per_value=0.0,
         layers={"fc": LayerCost.line(0.001, 1e-5, dense=1.0, size=1000)},
     ),
+    # 10 ms and 25 us a weight: 20 ms with 400 weights.
+    overhead=Overhead(fixed_seconds=0.01, seconds_per_weight=25e-6),
     memory=StepMemory(base_bytes=1e8, layers={"fc": layer_memory((10, 100))}),
 )
 PEAK = KNOWN.peak_bytes(ONES)
@@ -37,16 +39,34 @@ def measured(**fields: Any) -> MeasuredRound:
         "upload_bytes": 10**6,
         "upload_seconds": 4.0,
         "peak_bytes": round(PEAK),
+        "is_new": False,
     }
     return MeasuredRound(**(given | fields))
 
 
-def test_the_first_round_brings_the_link_and_the_constant() -> None:
-    after = KNOWN.after(measured())
-    assert after.time.seconds_per_value == pytest.approx(4 * 6e-6)
-    assert after.time.round_seconds == pytest.approx(0.02)
-    assert after.compute_seconds(ONES, 5) == pytest.approx(0.07)
-    assert after.cost(2e8).time.seconds(ONES, 5) == pytest.approx(0.07 + 400 * 24e-6)
+def test_the_first_round_brings_the_link_and_what_rounds_take_on_masks_that_stay() -> None:
+    # New masks were rehearsed; before there is anything else, masks that stay take half of it.
+    assert KNOWN.compute_seconds(ONES, 5, is_new=True) == pytest.approx(0.07)
+    assert KNOWN.compute_seconds(ONES, 5) == pytest.approx(0.06)
+    after = KNOWN.after(measured(work_seconds=0.065))
+    assert after.compute_seconds(ONES, 5) == pytest.approx(0.065)
+    assert after.compute_seconds(ONES, 5, is_new=True) == pytest.approx(0.07)
+    told = after.cost(2e8).time
+    assert told.round_seconds == pytest.approx(0.75 * 0.01)
+    assert told.seconds_per_value == pytest.approx(0.75 * 25e-6 + 4 * 6e-6)
+    assert told.seconds(ONES, 5) == pytest.approx(0.065 + 400 * 24e-6)
+
+
+def test_what_new_masks_and_reports_take_is_learned_apart() -> None:
+    known = KNOWN.after(measured(work_seconds=0.065))
+    known = known.after(measured(work_seconds=0.09, is_new=True))
+    assert known.compute_seconds(ONES, 5) == pytest.approx(0.065)
+    assert known.compute_seconds(ONES, 5, is_new=True) == pytest.approx(0.08)
+    reported = known.after(measured(work_seconds=0.105, besides="report"))
+    assert reported.compute_seconds(ONES, 5) == pytest.approx(0.065)
+    assert reported.compute_seconds(ONES, 5, reports=True) == pytest.approx(0.105)
+    again = reported.after(measured(work_seconds=0.145, besides="report"))
+    assert again.compute_seconds(ONES, 5, reports=True) == pytest.approx(0.125)
 
 
 @pytest.mark.parametrize("slowness", [0.5, 1.7, 4.0])
@@ -78,10 +98,17 @@ def test_a_single_step_is_not_taken_twice() -> None:
     assert after.compute_seconds(ONES, 1) == pytest.approx(0.07)
 
 
+def test_few_steps_say_less_than_many() -> None:
+    twice = {"work_seconds": 1.0}
+    few = KNOWN.after(measured(steps=2, step_seconds=2 * 0.02, **twice))
+    many = KNOWN.after(measured(steps=20, step_seconds=20 * 0.02, **twice))
+    assert KNOWN.time.step_seconds < few.time.step_seconds < many.time.step_seconds < 0.01
+
+
 def test_small_transfers_say_nothing_about_the_link() -> None:
     known = KNOWN.after(measured())
     after = known.after(measured(download_bytes=100, upload_bytes=100))
-    assert after.time.seconds_per_value == known.time.seconds_per_value
+    assert after.cost(1.0).time.seconds_per_value == known.cost(1.0).time.seconds_per_value
 
 
 def test_a_higher_peak_is_believed_at_once_and_a_lower_one_slowly() -> None:
@@ -92,9 +119,10 @@ def test_a_higher_peak_is_believed_at_once_and_a_lower_one_slowly() -> None:
 
 
 def test_the_peak_of_a_report_says_nothing_about_training() -> None:
-    after = KNOWN.after(measured(peak_bytes=10**9, is_plain=False))
-    assert after.memory == KNOWN.memory
-    assert after.compute_seconds(ONES, 5) == KNOWN.compute_seconds(ONES, 5)
+    for besides in ("report", "other"):
+        after = KNOWN.after(measured(peak_bytes=10**9, besides=besides))
+        assert after.memory == KNOWN.memory
+        assert after.compute_seconds(ONES, 5) == KNOWN.compute_seconds(ONES, 5)
 
 
 def test_the_limit_is_that_of_now() -> None:
@@ -109,3 +137,17 @@ def test_a_round_in_parts_says_what_whole_batches_take() -> None:
     more = known.after(measured(parts=4, peak_bytes=round(PEAK - 5e6)))
     assert more.peak_bytes(ONES, 4) == pytest.approx(PEAK - 5e6)
     assert more.peak_bytes(ONES) == pytest.approx(PEAK + 10e6)
+
+
+def test_a_device_that_does_one_step_a_round_learns_that_steps_are_shorter() -> None:
+    # 10 ms and 20 ms are known: it must be wrong by far, but not at once.
+    known = KNOWN
+    for _ in range(40):
+        known = known.after(measured(steps=1, step_seconds=0.0, work_seconds=0.001))
+    assert known.compute_seconds(ONES, 1) < 0.02
+    # Nothing is said about what else a round takes while the steps are too long.
+    first = KNOWN.after(measured(steps=1, step_seconds=0.0, work_seconds=0.001))
+    assert first.overhead == KNOWN.overhead
+    # A longer round than known may owe that to anything.
+    longer = KNOWN.after(measured(steps=1, step_seconds=0.0, work_seconds=5.0))
+    assert longer.time == KNOWN.time

@@ -20,8 +20,9 @@ from coppice.domain import (
 )
 from coppice.method import Task
 from coppice.sparse import Mask, SparseTensor
+from coppice.task_cost import parts_of
 from edge_client import probe
-from edge_client.costs import Costs, cost_key, parts_of
+from edge_client.costs import Costs, cost_key
 from tests.coppice.toys import ToyApp, examples, linear, local
 from tests.edge_client.test_probe import Half, InBatches, NothingToRehearse
 
@@ -45,9 +46,9 @@ def probed(path: Path, key: str = "run", half: Half | None = None) -> tuple[Cost
     return costs, half
 
 
-def task(name: str = "fc", **settings: Any) -> Task:
-    """Of 100 kept weights of a layer."""
-    bits = torch.arange(1000).reshape(10, 100) % 10 == 0
+def task(name: str = "fc", first: int = 0, **settings: Any) -> Task:
+    """Of 100 kept weights of a layer, every tenth from this one on."""
+    bits = torch.arange(1000).reshape(10, 100) % 10 == first
     weights = {name: SparseTensor(Mask.of(bits), torch.zeros(100))}
     return Task(TaskKind.TRAIN, 3, {"parameters": weights}, {"steps": 5, **settings})
 
@@ -127,12 +128,27 @@ def test_without_rounds_to_rehearse_nothing_is_known(tmp_path: Path) -> None:
     assert costs.known is None
 
 
+def test_a_round_on_the_masks_of_the_one_before_is_forecast_to_take_less(tmp_path: Path) -> None:
+    costs, _ = probed(tmp_path / "costs.json")
+    learn(costs)
+    same = costs.forecast(task(), 0, "")
+    assert same is not None
+    assert costs.known is not None
+    ones = {"fc": 100}
+    assert same.compute_seconds == costs.known.compute_seconds(ones, 5)
+    # Of other weights, as many.
+    again = costs.forecast(task(first=1), 0, "")
+    assert again is not None
+    assert again.compute_seconds == costs.known.compute_seconds(ones, 5, is_new=True)
+    assert again.compute_seconds > same.compute_seconds
+
+
 def test_a_forecast_is_of_what_is_known(tmp_path: Path) -> None:
     costs, _ = probed(tmp_path / "costs.json")
     first = costs.forecast(task(), 10**6, "pace")
     assert first is not None
     assert first.download_seconds == first.upload_seconds == 0
-    for _ in range(10):
+    for _ in range(20):
         learn(costs)
     told = costs.forecast(task(), 10**6, "memory")
     assert told is not None
@@ -200,3 +216,24 @@ def test_what_a_cost_depends_on_is_in_its_key(change: Mapping[str, Any]) -> None
     given: dict[str, Any] = {"workload": WORKLOAD, "num_threads": 1, "kernels": True}
     same = {**given, "workload": replace(WORKLOAD, name="again", seed=7)}
     assert cost_key(**given) == cost_key(**same) != cost_key(**{**given, **change})
+
+
+def test_a_second_probe_needs_the_memory_of_the_first_and_knows_the_link(tmp_path: Path) -> None:
+    room = [10**9]
+    costs = Costs(tmp_path / "costs.json", "run", lambda: room[0])
+    assert not costs.forget()
+    half, device = Half(), local(ToyApp(linear), examples(4))
+    costs.probe(half, device, WORKLOAD)
+    learn(costs)
+    known = costs.known
+    room[0] -= 1
+    assert not costs.forget()
+    assert costs.known == known
+    room[0] += 1
+    assert costs.forget()
+    costs.probe(half, device, WORKLOAD)
+    assert known is not None
+    assert costs.known is not None
+    assert costs.known.rounds == 0
+    assert costs.known.down_seconds_per_byte == known.down_seconds_per_byte > 0
+    assert costs.known.up_seconds_per_byte == known.up_seconds_per_byte > 0

@@ -269,3 +269,15 @@ def test_rehearsals_know_what_the_layers_cost() -> None:
     for cost in known:
         assert cost is not None
         assert cost.time.layers["fc"].dense_seconds == 1.0
+
+
+@pytest.mark.usefixtures("peaks")
+def test_one_rehearsal_says_nothing_of_what_more_weights_take() -> None:
+    # After the first, hardly more memory is there than it took.
+    found = prober(Half(), BASE_BYTES + 1).probe(lambda text: None)
+    assert found is not None
+    assert len(found.rehearsals) == 1
+    assert found.overhead.seconds_per_weight == 0
+    assert found.overhead.fixed_seconds == pytest.approx(
+        max(1e-4, found.rehearsals[0].rest_seconds)
+    )
