@@ -42,6 +42,7 @@ from coppice.method import (
     server_half,
 )
 from coppice.sparse import Mask, SparseTensor
+from coppice.task_cost import parts_of
 from coppice.tensors import Weights, assign
 from coppice.training import evaluate
 from coppice.wire import payload as wire
@@ -119,7 +120,7 @@ class _Device:
         self.masks = masks
         return len(masks)
 
-    def local(self, seed: int, round_number: int) -> Local:
+    def local(self, seed: int, round_number: int, task: Task | None = None) -> Local:
         generator = torch.Generator()
         generator.manual_seed(derive_seed(seed, self.client_id, round_number))
         return Local(
@@ -134,6 +135,7 @@ class _Device:
             generator=generator,
             kernels=self.kernels,
             cost=self.cost,
+            parts=1 if task is None else parts_of(task, self.cost),
         )
 
     def timed(self, task: Task, update: Update) -> Update:
@@ -174,6 +176,11 @@ class Simulation:
         self._held_out = held_out
         self._server: ServerHalf[Any] = server_half(spec.method)
         self._client: ClientHalf = client_half(spec.method)
+        if self._client.goes_by_cost and costs is None:
+            raise RunFileError(
+                "devices choose masks by what rounds cost them, which a simulation does not know: "
+                'give it costs, or add method.mask_scope = "global"'
+            )
         self._encoder = TaskEncoder(spec.wire, spec.seed)
         self._devices = {
             client_id: _Device(
@@ -260,7 +267,7 @@ class Simulation:
         for (name, task), sent in zip(plan.items(), encoded, strict=True):
             device = self._devices[name]
             traffic.bytes_down += len(sent.payload) + device.take_masks(sent.masks)
-            local = device.local(spec.seed, task.round_number)
+            local = device.local(spec.seed, task.round_number, task)
             update = device.timed(task, self._client.run(_received(task, sent), local))
             if update.seconds is not None:
                 traffic.seconds[name] = update.seconds
@@ -287,11 +294,13 @@ class Simulation:
 
     def _evaluate_on_clients(self, cohort: list[Participant], round_number: int) -> Metrics:
         mean = MeanMetrics()
-        plan = self._server.plan(self.state, cohort, round_number + 1)
+        # What they chose was for the round that is over.
+        unchosen = [replace(participant, choice=None) for participant in cohort]
+        plan = self._server.plan(self.state, unchosen, round_number + 1)
         for (name, task), sent in zip(
             plan.items(), self._encoder.encode(plan.values()), strict=True
         ):
-            local = self._devices[name].local(self._spec.seed, round_number)
+            local = self._devices[name].local(self._spec.seed, round_number, task)
             received = _received(replace(task, kind=TaskKind.EVALUATE), sent)
             mean.add(self._client.evaluate(received, local), weight=len(local.held_out))
         return mean.value()

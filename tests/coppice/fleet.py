@@ -36,6 +36,7 @@ from tests.coppice.toys import CAPABILITY, ToyApp, examples, local, with_buffers
 _TRAINING: Mapping[str, Any] = {"local_steps": 2, "batch_size": 4}
 _PRUNEFL: Mapping[str, Any] = {
     **_TRAINING,
+    "mask_scope": "global",
     "reconfigure_every": 2,
     # What a weight costs is all that a round takes: every reconfiguration prunes.
     "round_time": {
@@ -70,7 +71,6 @@ _CASES: Mapping[str, MethodSpec] = {
             **_TRAINING,
             "initial_passes": 0,
             "reconfigure_every": 2,
-            "mask_scope": "device",
         },
     ),
     "iterative": MethodSpec(

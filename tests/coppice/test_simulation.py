@@ -25,6 +25,7 @@ from coppice.domain import (
     derive_seed,
     rank_clients,
 )
+from coppice.errors import RunFileError
 from coppice.simulation import SimulatedRound, Simulation, SimulationResult
 from coppice.tensors import assign, buffers_of, dense_tensors, parameters_of, spec_of
 from coppice.training import evaluate
@@ -69,7 +70,13 @@ def saved(result: SimulationResult) -> bytes:
 def test_the_method_knows_the_cohort() -> None:
     method = MethodSpec(name="prunefl", settings={"local_steps": 1, "initial_passes": 0})
     run = replace(spec(), method=method)
-    assert simulation(run).state.cohort == run.cohort
+    assert simulation(run, costs={}).state.cohort == run.cohort
+
+
+def test_masks_that_devices_choose_need_costs_of_the_devices() -> None:
+    method = MethodSpec(name="prunefl", settings={"local_steps": 1})
+    with pytest.raises(RunFileError, match='mask_scope = "global"'):
+        simulation(replace(spec(), method=method))
 
 
 def test_the_same_run_gives_the_same_bytes() -> None:
@@ -197,7 +204,6 @@ def test_evaluation_comes_when_it_is_due_and_says_where() -> None:
 def test_other_models_are_evaluated_by_their_names() -> None:
     settings = {
         "local_steps": 1,
-        "mask_scope": "device",
         "initial_passes": 0,
         "reconfigure_every": 2,
     }
@@ -206,7 +212,7 @@ def test_other_models_are_evaluated_by_their_names() -> None:
         method=MethodSpec(name="prunefl", settings=settings),
     )
     held_out = examples(40, seed=9)
-    one = simulation(run, app=ToyApp(two_layers), held_out=held_out)
+    one = simulation(run, app=ToyApp(two_layers), held_out=held_out, costs={})
     done = one.run_round(1)
     # Devices that do not know what rounds cost them keep a weight for each unit.
     assert list(done.evaluation) == ["server", "cut-0.196", "clients"]

@@ -62,8 +62,8 @@ class Server(ServerHalf[State]):
     ) -> Mapping[ClientId, Task]:
         tasks = {}
         for participant in cohort:
-            assert participant.choice is not None
-            width = participant.choice["width"]
+            # Who is only to evaluate has chosen nothing for that.
+            width = participant.choice["width"] if participant.choice is not None else 2
             if width > 1:
                 tasks[participant.client_id] = Task(
                     TaskKind.TRAIN,

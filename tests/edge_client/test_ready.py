@@ -139,7 +139,7 @@ def test_device_trains_its_own_app(
 
 def test_costs_are_kept_where_the_method_goes_by_them(data: Path, tmp_path: Path) -> None:
     assert prepare(data, tmp_path).costs is None
-    settings = {"local_steps": 1, "mask_scope": "device"}
+    settings = {"local_steps": 1}
     method = MethodSpec(name="prunefl", settings=settings)
     ready = prepare(data, tmp_path, replace(WORKLOAD, method=method))
     assert ready.costs is not None

@@ -32,6 +32,7 @@ def prunefl_file(
     """
     costs = ", ".join(f'"{name}" = 1e-5' for name in names)
     written: dict[str, object] = {
+        "mask_scope": '"global"',
         "local_steps": 5,
         "batch_size": 8,
         "initial_client": '"pi-2"',
@@ -134,7 +135,7 @@ def test_each_devices_cut_is_evaluated_and_left_as_a_file(
     server = fleet.server
     text = run_file(
         method='{ name = "prunefl", local_steps = 5, batch_size = 8, initial_passes = 0, '
-        'reconfigure_every = 2, mask_scope = "device" }',
+        "reconfigure_every = 2 }",
         evaluation=f'{{ data = "{digits["pi-1"]}" }}',
     )
     run = server.finished(server.submit(text))

@@ -93,7 +93,6 @@ def with_cuts() -> tuple[RunSpec, State]:
     """PruneFL with a mask for each device: two of them hold 8 and 14 of the 20 weights."""
     settings = {
         "local_steps": 1,
-        "mask_scope": "device",
         "initial_passes": 0,
         "reconfigure_every": 2,
     }

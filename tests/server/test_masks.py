@@ -122,6 +122,7 @@ def test_update_on_other_masks_is_refused(tmp_path: Path) -> None:
 def test_round_for_one_client_is_played_by_it_alone(tmp_path: Path) -> None:
     settings = {
         "local_steps": 0,
+        "mask_scope": "global",
         "initial_client": "b",
         "initial_passes": 2,
         "initial_interval": 1,

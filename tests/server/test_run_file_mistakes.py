@@ -159,7 +159,8 @@ WRONG: list[tuple[Change, str]] = [
     (
         (
             '"fedavg"\nlocal_epochs = 1',
-            '"prunefl"\nlocal_epochs = 1\nimportance = "every_round"\n[wire]\nup = "int8"',
+            '"prunefl"\nmask_scope = "global"\nlocal_epochs = 1\nimportance = "every_round"\n'
+            '[wire]\nup = "int8"',
         ),
         'method: importance = "every_round" reads gradients off the updates: set wire.up to '
         '"float32", or importance = "last_step"',

@@ -182,7 +182,7 @@ class TestWarmStart:
 
 class TestMethod:
     def test_that_does_not_suit_the_model_is_refused(self, counter: Counter) -> None:
-        settings = 'name = "prunefl"\nkeep_dense = ["input.weight"]\n'
+        settings = 'name = "prunefl"\nmask_scope = "global"\nkeep_dense = ["input.weight"]\n'
         text = run_file().replace('name = "fedavg"\n', settings)
         says = counter.refused(RunFileError, text)
         assert says.startswith("method.keep_dense names 'input.weight'; the weights that can be")

@@ -54,9 +54,9 @@ class Settings(LocalTraining):
     #: What a round takes on the slowest client; by default this is measured.
     round_time: RoundTime | None = None
 
-    #: One mask for all devices, as in the paper, or to each device its own, which it chooses by
-    #: what it measured of itself: all of them cuts of one order, and rounds of one pace.
-    mask_scope: Literal["global", "device"] = "global"
+    #: To each device a mask of its own, which it chooses by what it measured of itself: all of them
+    #: cuts of one order, and rounds of one pace. Or one mask for all devices, as in the paper.
+    mask_scope: Literal["device", "global"] = "device"
     #: With a mask for each device: whether rounds last long enough for all of them to take part, or
     #: who cannot keep the pace sits out.
     include: Literal["all", "quorum"] = "all"
@@ -91,16 +91,24 @@ class Settings(LocalTraining):
 
     def _check_device_scope(self) -> None:
         if self.local_steps is None or self.local_steps < 1:
-            raise ValueError('mask_scope = "device" needs local_steps of 1 or more')
+            raise ValueError(
+                'mask_scope = "device" needs local_steps of 1 or more; give that, or '
+                'mask_scope = "global"'
+            )
         if self.importance != "last_step":
-            raise ValueError('mask_scope = "device" needs importance = "last_step"')
+            raise ValueError(
+                'importance = "every_round" is for one mask for all devices: add '
+                'mask_scope = "global"'
+            )
         if self.round_time is not None or self.max_density is not None:
             raise ValueError(
-                'mask_scope = "device" goes by what devices measure: leave out round_time and '
-                "max_density"
+                "round_time and max_density are for one mask for all devices: leave them out, or "
+                'add mask_scope = "global"'
             )
         if self.regrow != "zero":
-            raise ValueError('mask_scope = "device" needs regrow = "zero"')
+            raise ValueError(
+                'regrow = "stale" is for one mask for all devices: add mask_scope = "global"'
+            )
         if (
             self.learning_rate * (self.weight_decay + self.proximal)
             > (1 - math.sqrt(self.momentum)) ** 2

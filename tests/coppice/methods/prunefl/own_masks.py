@@ -29,7 +29,6 @@ def settings(**fields: Any) -> Settings:
         "batch_size": 4,
         "initial_passes": 0,
         "reconfigure_every": 2,
-        "mask_scope": "device",
     }
     return Settings(**(given | fields))
 

@@ -37,6 +37,7 @@ def settings(**fields: Any) -> Settings:
         "initial_passes": 0,
         "reconfigure_every": 2,
         "round_time": DEAR,
+        "mask_scope": "global",
     }
     return Settings(**(given | fields))
 

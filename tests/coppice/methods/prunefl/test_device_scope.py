@@ -17,6 +17,7 @@ from coppice.errors import RunFileError
 from coppice.masks import density
 from coppice.method import InitContext
 from coppice.methods.prunefl.client import Chosen
+from coppice.methods.prunefl.device_scope import FleetState
 from coppice.methods.prunefl.server import Server
 from coppice.sparse import SparseTensor
 from coppice.tensors import dense_tensors, masks_of, weight_group
@@ -24,6 +25,11 @@ from tests.coppice.costs import BASE_BYTES, device_cost
 from tests.coppice.methods.prunefl.own_masks import APP, STEPS, Run, begun, cost, kept, settings
 from tests.coppice.methods.prunefl.small import DEAR, FIRST, NAMES, SECOND
 from tests.coppice.toys import CAPABILITY
+
+
+def fleet_of(run: Run) -> FleetState:
+    assert run.state.fleet is not None
+    return run.state.fleet
 
 
 def test_without_a_pace_all_is_kept_that_memory_allows() -> None:
@@ -189,7 +195,7 @@ def test_steps_that_an_update_claims_are_believed_only_so_far() -> None:
     ("fields", "word"),
     [
         ({"local_steps": None, "local_epochs": 1}, "local_steps"),
-        ({"importance": "every_round"}, "last_step"),
+        ({"importance": "every_round"}, "every_round"),
         ({"max_density": 0.5}, "max_density"),
         ({"regrow": "stale"}, "regrow"),
         ({"learning_rate": 0.1, "proximal": 20.0}, "proximal"),
@@ -214,20 +220,49 @@ def test_a_device_that_is_not_asked_to_choose_gets_what_it_held_last() -> None:
 
 
 def test_a_device_stays_with_what_it_did_until_something_else_is_clearly_better() -> None:
-    run = Run({"fast": cost(1), "slow": cost(4)})
+    run = Run({"fast": cost(1), "slow": cost(1.5)})
     for _ in range(2):
         run.round()
     first = run.choices()["slow"]
     run.round()
     # Hardly faster: what it did is still allowed, and nothing gains a twentieth more.
-    run.costs["slow"] = cost(3.99)
+    run.costs["slow"] = cost(1.49)
     again = run.choices()["slow"]
     assert (again["steps"], again["kept"]) == (first["steps"], first["kept"])
-    assert run.privates["slow"].read(Chosen) == Chosen(first["steps"], first["kept"])
-    # Slower: that would not fit the pace.
-    run.costs["slow"] = cost(6)
+    assert fleet_of(run).version == 2
+    assert run.privates["slow"].read(Chosen) == Chosen(first["steps"], first["kept"], terms=2)
+    # Slower, so fewer steps on the same masks.
+    run.costs["slow"] = cost(2.5)
     after = run.choices()["slow"]
-    assert (after["steps"], after["kept"]) != (first["steps"], first["kept"])
+    assert after["steps"] < first["steps"]
+    assert after["kept"] == first["kept"]
+    # A single step may be a little late; then there have to be other masks at once.
+    pace = fleet_of(run).pace_seconds
+    lone = cost(1).time.seconds(first["kept"], 1)
+    run.costs["slow"] = cost(1.15 * pace / lone)
+    assert run.choices()["slow"] == {**first, "steps": 1, "report_every": 1}
+    run.costs["slow"] = cost(1.3 * pace / lone)
+    assert run.choices()["slow"]["kept"] != first["kept"]
+    # Less memory: other masks at once, too.
+    peak = cost().peak_bytes(first["kept"])
+    run.costs["slow"] = replace(cost(1.5), limit_bytes=peak - 1)
+    assert sum(run.choices()["slow"]["kept"].values()) < sum(first["kept"].values())
+
+
+def test_a_fourth_round_finds_the_pace_again_by_what_rounds_have_shown() -> None:
+    run = Run({"fast": cost(1), "slow": cost(4)}, reconfigure_every=50)
+    for _ in range(3):
+        run.round()
+    first = fleet_of(run)
+    slower = replace(cost(1).time, round_seconds=first.pace_seconds)
+    run.costs["fast"] = replace(cost(1), time=slower)
+    run.round()
+    again = fleet_of(run)
+    assert (first.version, again.version) == (1, 2)
+    assert again.pace_seconds > first.pace_seconds
+    assert again.profile == first.profile
+    run.round()
+    assert fleet_of(run).version == 2
 
 
 @pytest.mark.parametrize("include", ["all", "quorum"])
@@ -294,3 +329,14 @@ def test_one_mask_for_all_is_one_model() -> None:
     server = Server(settings(mask_scope="global", round_time=DEAR))
     state = server.init(InitContext(0, lambda: build_model(APP, 0)))
     assert list(server.models(state)) == ["global"]
+
+
+def test_a_device_that_could_do_no_more_than_the_least_for_a_while_does_more_again() -> None:
+    run = Run({"fast": cost(1), "slow": cost(1.5)})
+    for _ in range(2):
+        run.round()
+    able = run.choices()["slow"]
+    run.costs["slow"] = cost(100)
+    assert kept(run.round()["slow"]) == fleet_of(run).profile.least
+    run.costs["slow"] = cost(1.5)
+    assert run.choices()["slow"]["kept"] == able["kept"]

@@ -41,13 +41,16 @@ def peak_of_round(report_every: int) -> int:
     inputs = torch.randn(16, WIDTH, generator=generator)
     app = ToyApp(stack)
     device = local(app, Examples(inputs, torch.zeros(16, dtype=torch.int64)), kernels=True)
-    client = Client(Settings(local_steps=2, batch_size=16, mask_scope="device"))
+    client = Client(Settings(local_steps=2, batch_size=16))
     model = bare_model(app, 0)
     weights = random_weights(model, prunable_names(model), DENSITY, generator)
     payload = {"parameters": weights, "buffers": {}}
 
     def round_of(every: int) -> None:
-        settings = {"learning_rate": 1e-6, "steps": 2, "report": every > 0, "report_every": every}
+        settings = {
+            "learning_rate": 1e-6, "steps": 2, "terms": 0, "report": every > 0,
+            "report_every": every,
+        }  # fmt: skip
         update = client.run(Task(TaskKind.TRAIN, 1, payload, settings), device)
         encode_update(update.payload, {}, WireSpec(), device.private, device.generator)
 

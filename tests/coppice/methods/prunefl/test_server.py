@@ -211,7 +211,7 @@ class TestRoundTime:
 @pytest.mark.parametrize("importance", ["last_step", "every_round"])
 def test_without_pruning_it_is_fedavg_to_the_last_bit(importance: Any) -> None:
     training = {"local_steps": 3, "batch_size": 4}
-    more = {"prune_share": 0.0, "initial_passes": 0, "reconfigure_every": 2}
+    more = {"prune_share": 0.0, "initial_passes": 0, "reconfigure_every": 2, "mask_scope": "global"}
     time = {"constant_seconds": 1e-6, "seconds_per_weight": dict.fromkeys(NAMES, 1.0)}
     pruned = training | more | {"importance": importance, "round_time": time}
     models = [
