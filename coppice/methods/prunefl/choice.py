@@ -21,6 +21,8 @@ WORTH_A_CHANGE = 0.05
 #: Memory is the bound when without its limit there were so much more to gain.
 _BOUND = 0.01
 
+#: A round with one step may last so many paces.
+_LATE = 1.2
 #: With steps that gain less than this share of what others do, no better counts are looked for.
 _HOPELESS = 0.85
 #: Gains of a smaller share of what is kept are rounding.
@@ -91,6 +93,25 @@ def chosen(paths: Paths, pace: float, previous: Choice | None = None) -> Choice 
     # Where nothing is known to gain anything, what was done says nothing either.
     is_enough = 0 < best.gain <= (1 + WORTH_A_CHANGE) * stay.gain
     return replace(stay, why=best.why) if allowed and is_enough else best
+
+
+def held(cost: DeviceCost, pace: float, max_steps: int, previous: Choice) -> Choice | None:
+    """The same counts, and as many steps as the pace allows by now.
+
+    New masks take a while to be set up: within one pace only the steps follow what is measured.
+    None where that is not enough: without the memory, or with one step that is late by more than
+    what rounds vary by.
+    """
+    peak_bytes = cost.peak_bytes(previous.kept)
+    if peak_bytes > cost.limit_bytes:
+        return None
+    steps = cost.time.steps_within(pace, previous.kept, max_steps)
+    if steps == 0 and cost.time.seconds(previous.kept, 1) <= _LATE * pace:
+        steps = 1
+    if steps == 0:
+        return None
+    seconds = cost.time.seconds(previous.kept, steps)
+    return replace(previous, steps=steps, seconds=seconds, peak_bytes=peak_bytes)
 
 
 def obstacle(profile: Profile, cost: DeviceCost, pace: float) -> Literal["memory", "pace"] | None:

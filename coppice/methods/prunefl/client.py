@@ -14,7 +14,7 @@ from coppice.kernels.stepping import Watch
 from coppice.masks import prunable_names
 from coppice.method import Choice, Local, Task, Update
 from coppice.methods.prunefl.choice import Choice as DeviceChoice
-from coppice.methods.prunefl.choice import choose, obstacle
+from coppice.methods.prunefl.choice import choose, held, obstacle
 from coppice.methods.prunefl.report import choose_with_report
 from coppice.methods.prunefl.sample import Sample, reported_shape
 from coppice.methods.prunefl.settings import Settings
@@ -49,6 +49,8 @@ class Chosen:
 
     steps: int
     kept: Mapping[str, int]
+    #: Version of the terms that it was chosen from.
+    terms: int
 
     def as_choice(self) -> DeviceChoice:
         """To stay with, where it is as good; nothing else is known of it any more."""
@@ -86,6 +88,12 @@ class Client(ModelClient):
         last = local.private.read(Chosen)
         previous = None if last is None else last.as_choice()
         chosen = choose(profile, cost, pace, offered.max_steps, previous)
+        # Who could do no more than the least for a while need not stay with it.
+        is_least = last is not None and last.kept == least and chosen is not None
+        if last is not None and last.terms == offered.version and not is_least:
+            stay = held(cost, pace, offered.max_steps, last.as_choice())
+            if stay is not None:
+                chosen = replace(stay, why=chosen.why if chosen is not None else "pace")
         if chosen is None:
             limit = obstacle(profile, cost, pace)
             if limit == "pace" and self._settings.include == "all":
@@ -132,7 +140,8 @@ class Client(ModelClient):
             update = super().run(task, local)
             # What had to make room for a report is nothing to stay with.
             kept = {name: mask.count for name, mask in masks.items()}
-            local.private.stage(Chosen(int(task.settings["steps"]), kept))
+            steps, terms = int(task.settings["steps"]), int(task.settings["terms"])
+            local.private.stage(Chosen(steps, kept, terms))
         return replace(update, payload={**update.payload, **more})
 
     def _prune_initially(self, task: Task, local: Local, masks: Mapping[str, Mask]) -> Update:

@@ -33,6 +33,9 @@ from coppice.tensors import Payload, Tensors, Weights, dense_group, masks_of, we
 #: importance is reported; 0 for none.
 _Choice: TypeAlias = tuple[int, Mapping[str, int], int]
 
+#: After so many rounds devices know what a round takes on masks that stay, and have said so: a pace
+#: of the first round did not count it.
+_SETTLED = 4
 #: No pace is a larger share of the time that a round is given: what rounds take varies.
 _DEADLINE_SHARE = 0.5
 
@@ -48,6 +51,8 @@ class FleetState:
     costs: Mapping[ClientId, DeviceCost] = field(default_factory=dict)
     #: Examples that each of these has.
     num_examples: Mapping[ClientId, int] = field(default_factory=dict)
+    #: Of the terms: another profile or pace has another one.
+    version: int = 0
     #: Weights that each device kept last, by parameter, and in which round that was.
     kept: Mapping[ClientId, Mapping[str, int]] = field(default_factory=dict)
     last_rounds: Mapping[ClientId, int] = field(default_factory=dict)
@@ -98,7 +103,9 @@ class DeviceScope:
 
     def terms(self, fleet: FleetState, report_due: bool) -> Terms:
         """What devices choose from; a single step in the round that the first pace comes of."""
-        return Terms(fleet.profile, fleet.pace_seconds, self._most_steps(fleet), report_due)
+        return Terms(
+            fleet.profile, fleet.pace_seconds, self._most_steps(fleet), report_due, fleet.version
+        )
 
     def _most_steps(self, fleet: FleetState) -> int:
         return 1 if fleet.is_new else self._max_steps
@@ -128,6 +135,7 @@ class DeviceScope:
                 payload, before = {"parameters": own, "buffers": buffers}, kept
             more: dict[str, Mapping[str, Item]] = {"cost": no_cost(list(kept))}
             settings = {"learning_rate": planned.learning_rate, "steps": steps, "report": False}
+            settings["terms"] = fleet.version
             if planned.is_due and every:
                 more |= report_of(own, every) | {"sample": Sample(every, first=0).to_tensors()}
                 settings |= {"report": True, "report_every": every}
@@ -210,6 +218,8 @@ class DeviceScope:
         )
         if planned.is_due:
             moved, fleet = self._reconfigured(moved, fleet, seen, planned)
+        elif planned.count == _SETTLED:
+            moved, fleet = self._paced(moved, fleet, planned)
         metrics = {
             **rest.metrics(),
             "density": density(masks_of(moved).values()),
@@ -227,6 +237,13 @@ class DeviceScope:
             share = prune_share(planned.count, settings.prune_share, settings.prune_half_life)
             order = shared_order(sparse_weights(parameters), importance, share)
             fleet = replace(fleet, order=order, profile=profile_of(order, importance, base))
+        return self._paced(parameters, fleet, planned)
+
+    def _paced(
+        self, parameters: Weights, fleet: FleetState, planned: FleetRound
+    ) -> tuple[Weights, FleetState]:
+        """The fleet with a pace by what is known now, and the weights that it can keep then."""
+        fleet = replace(fleet, version=fleet.version + 1)
         pace = self._pace(fleet, planned)
         if pace is None:
             return parameters, fleet

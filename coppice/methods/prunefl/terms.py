@@ -32,6 +32,8 @@ LAYER_NUMBERS = 2 * POINTS + 5
 #: round, step and link seconds; base and limit bytes.
 ROUND_NUMBERS = 5
 _ROUND = "round"
+#: By which the numbers of the terms go.
+_NUMBERS = ("pace_seconds", "base_gain", "levels", "max_steps", "report_due", "version")
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,21 @@ class Terms:
     max_steps: int
     #: Whether devices with the memory for it are to report importance in this round.
     report_due: bool
+    #: Counts profiles and paces: within one, devices keep their masks.
+    version: int = 0
 
 
 def terms_to_payload(terms: Terms) -> Payload:
     """Terms, to send."""
     profile = terms.profile
-    numbers = {
-        "pace_seconds": terms.pace_seconds,
-        "base_gain": profile.base_gain,
-        "levels": profile.levels,
-        "max_steps": terms.max_steps,
-        "report_due": terms.report_due,
-    }
+    numbers = (
+        terms.pace_seconds, profile.base_gain, profile.levels, terms.max_steps, terms.report_due,
+        terms.version,
+    )  # fmt: skip
     return {
         "kept": {name: torch.tensor(item.kept) for name, item in profile.layers.items()},
         "gains": {name: _doubles(item.gains) for name, item in profile.layers.items()},
-        "terms": {name: _doubles([value]) for name, value in numbers.items()},
+        "terms": {name: _doubles([value]) for name, value in zip(_NUMBERS, numbers, strict=True)},
     }
 
 
@@ -75,14 +76,11 @@ def terms_from_payload(payload: Payload) -> Terms:
             name: LayerProfile(kept=tuple(counts), gains=tuple(gains[name]))
             for name, counts in kept.items()
         }
-        pace, base, levels, steps, due = (
-            numbers[name][0]
-            for name in ("pace_seconds", "base_gain", "levels", "max_steps", "report_due")
-        )
+        pace, base, levels, steps, due, version = (numbers[name][0] for name in _NUMBERS)
         if not (0 <= pace <= MOST_SECONDS and steps >= 1 and due in (0, 1)):
             raise ValueError(f"a pace of {pace} seconds, {steps} steps and {due} for a report")
         profile = Profile(layers=layers, levels=int(levels), base_gain=base)
-        return Terms(profile, pace, int(steps), bool(due))
+        return Terms(profile, pace, int(steps), bool(due), int(version))
     except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
         raise InvalidPayload(f"the terms of the round make no sense: {error}") from None
 
