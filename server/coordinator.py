@@ -325,7 +325,7 @@ class Coordinator:
         task = self._driver.tasks.get(client_id) if self._driver is not None else None
         if self._driver is None or task is None or task.task_id != task_id:
             return
-        self._driver.drop(task)
+        self._driver.drop(task, is_declined=True)
         event = NewEvent(
             "task_declined",
             f"round {task.round_number}: {client_id} has not the memory for its task",

@@ -82,6 +82,8 @@ class TaskDropped:
 
     round_number: int
     client_id: ClientId
+    #: Whether the client gave it back.
+    is_declined: bool = False
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,8 @@ class RoundMachine:
     reserved_for: ClientId | None = None
     #: Clients that the open round gave a task.
     planned: int = 0
+    #: Of those, who gave it back.
+    declined: int = 0
 
     # ---- beginnings ----
 
@@ -140,6 +142,7 @@ class RoundMachine:
             case UpdateStored(round_number, client_id) if self._is(self._answering, round_number):
                 return self._report(client_id)
             case TaskDropped(round_number, client_id) if round_number == self.round_number:
+                self.declined += event.is_declined and client_id in self.awaited
                 self.awaited.discard(client_id)
                 return self._close_if_complete()
             case RoundCommitted(round_number, pending) if self._is(Phase.AGGREGATING, round_number):
@@ -229,15 +232,13 @@ class RoundMachine:
 
     def _await(self, clients: tuple[ClientId, ...]) -> list[Instruction]:
         self.awaited, self.reported = set(clients), []
-        self.planned = len(clients)
+        self.planned, self.declined = len(clients), 0
         self.present -= self.awaited
         self.phase = self._answering
         if not clients and self.phase is Phase.EVALUATING:
             return self._next_round()
         if not clients:
-            self.phase = Phase.RESTING
-            rest = SetDeadline(self.round_number, self.phase, self.spec.cohort.gather_seconds)
-            return [FailRound(self.round_number, "nobody was given a task"), rest]
+            return self._rest("nobody was given a task")
         return [
             SetDeadline(self.round_number, self.phase, self.spec.cohort.deadline_seconds),
             *self._close_if_complete(),
@@ -273,8 +274,15 @@ class RoundMachine:
         if len(self.reported) >= needed:
             self.phase = Phase.AGGREGATING
             return [Aggregate(self.round_number)]
+        if self.declined == self.planned:
+            return self._rest("no device had the memory for its task")
         reason = f"{len(self.reported)} updates came, {needed} are needed"
         return [FailRound(self.round_number, reason), *self._next_round()]
+
+    def _rest(self, reason: str) -> list[Instruction]:
+        self.phase = Phase.RESTING
+        rest = SetDeadline(self.round_number, self.phase, self.spec.cohort.gather_seconds)
+        return [FailRound(self.round_number, reason), rest]
 
     def _fold_evaluation(self) -> list[Instruction]:
         self.phase = Phase.FOLDING

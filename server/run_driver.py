@@ -123,10 +123,10 @@ class RunDriver:
         if self._answered(task):
             self._events.put_nowait(UpdateStored(task.round_number, task.client_id))
 
-    def drop(self, task: TaskRecord) -> None:
+    def drop(self, task: TaskRecord, *, is_declined: bool = False) -> None:
         """There will be no answer to a task, which is not offered again."""
         if self._answered(task):
-            self._events.put_nowait(TaskDropped(task.round_number, task.client_id))
+            self._events.put_nowait(TaskDropped(task.round_number, task.client_id, is_declined))
 
     def stop(self) -> None:
         """An operator wants the run to end."""

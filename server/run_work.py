@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,8 @@ class RunWork:
         self._encoder = TaskEncoder(spec.wire, spec.seed)
         self._state: Any = None
         self._known: dict[BlobRef, Known] = {}
+        #: When the server came back, if it was away.
+        self._began_at = 0.0
 
     def init_state(self, app_path: Path | None) -> BlobRef:
         """Make and store the state before round 1."""
@@ -47,7 +50,8 @@ class RunWork:
         return self._blobs.put(tree.save(self._state))
 
     def load_state(self, ref: BlobRef) -> None:
-        """Go on from a stored state."""
+        """Go on from a stored state, after the server was away."""
+        self._began_at = time.time()
         self._state = self._load(ref)
 
     def opening(self, round_number: int) -> tuple[BlobRef | None, ClientId | None]:
@@ -66,7 +70,9 @@ class RunWork:
         if kind is TaskKind.TRAIN:
             tasks = self._half.plan(self._state, cohort, round_number)
         else:
-            following = self._half.plan(self._state, cohort, round_number + 1)
+            # What they chose was for a round that is over.
+            unchosen = [replace(participant, choice=None) for participant in cohort]
+            following = self._half.plan(self._state, unchosen, round_number + 1)
             tasks = {
                 client_id: replace(task, kind=kind, expects={})
                 for client_id, task in following.items()
@@ -135,8 +141,14 @@ class RunWork:
                 record.num_examples,
                 record.steps,
                 record.metrics,
-                seconds=max(0.0, record.received_at - record.offered_at),
+                seconds=self._seconds(record),
             )
+
+    def _seconds(self, record: UpdateRecord) -> float | None:
+        """What the server saw of a task's time; None where it was away for a part of that."""
+        if record.offered_at < self._began_at:
+            return None
+        return max(0.0, record.received_at - record.offered_at)
 
     def _read_masks(self, ref: BlobRef) -> Known:
         return known_masks(wire.decode(self._blobs.read(ref.digest)))

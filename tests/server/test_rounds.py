@@ -351,3 +351,23 @@ class TestWaitingFor:
     def test_is_empty_while_the_server_works(self) -> None:
         assert aggregating().waiting_for == ""
         assert RoundMachine(SPEC).waiting_for == ""
+
+
+def test_a_round_whose_tasks_all_come_back_is_followed_by_a_rest() -> None:
+    machine = reporting(run_spec(rounds=3))
+    waiting = sorted(machine.awaited)
+    *first, last = waiting
+    for client in first:
+        assert machine.handle(TaskDropped(1, client, is_declined=True)) == []
+    failed, rest = machine.handle(TaskDropped(1, last, is_declined=True))
+    assert failed == FailRound(1, "no device had the memory for its task")
+    assert rest == SetDeadline(1, Phase.RESTING, machine.spec.cohort.gather_seconds)
+    assert machine.handle(DeadlinePassed(1, Phase.RESTING)) == [OpenRound(2)]
+
+
+def test_answers_that_do_not_fit_are_no_reason_to_rest() -> None:
+    machine = reporting(run_spec(rounds=3))
+    *first, last = sorted(machine.awaited)
+    for client in first:
+        machine.handle(TaskDropped(1, client, is_declined=True))
+    assert machine.handle(TaskDropped(1, last))[-1] == OpenRound(2)

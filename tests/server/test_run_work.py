@@ -185,6 +185,22 @@ class TestPlan:
             assert task.expects == {}
             assert equal(sent_to(blobs, task, "parameters"), state_in(blobs, ref).parameters)
 
+    def test_of_other_kinds_goes_by_no_choice(
+        self, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        toy = Toy()
+        monkeypatch.setattr("server.run_work.server_half", lambda _: toy)
+        work = RunWork(SPEC, blobs)
+        work.init_state(None)
+        cohort = [replace(participant, choice={"number": 3}) for participant in COHORT]
+        work.plan(TaskKind.TRAIN, cohort, 1)
+        work.plan(TaskKind.EVALUATE, cohort, 1)
+        # What they chose was for the round that is over.
+        assert toy.choices == {
+            1: {A: {"number": 3}, B: {"number": 3}},
+            2: dict.fromkeys((A, B)),
+        }
+
 
 class TestAggregate:
     def test_moves_the_state_by_the_mean(self, work: RunWork, blobs: Blobs) -> None:
@@ -297,6 +313,12 @@ class TestSeconds:
         times = (NOON + 12.5, NOON, NOON - 400)
         work.aggregate([record(1, task, ref, received_at=time) for time in times], 1)
         assert seen == [12.5, 0.0, 0.0]
+        # A server that was away for a while has seen nothing of that.
+        monkeypatch.setattr("server.run_work.time.time", lambda: NOON + 1)
+        work.load_state(work.init_state(None))
+        late = [record(1, task, ref, offered_at=NOON + 2, received_at=NOON + 5)]
+        work.aggregate([record(1, task, ref, received_at=NOON + 12), *late], 1)
+        assert seen[3:] == [None, 3.0]
 
 
 class TestOpening:
@@ -314,7 +336,7 @@ class TestOpening:
         assert int(dense_group(terms, "offer")["round"]) == 3
 
     def test_says_for_whom_the_round_is(self, blobs: Blobs) -> None:
-        settings = {"local_steps": 0, "initial_client": B}
+        settings = {"local_steps": 1, "initial_client": B}
         work = RunWork(replace(SPEC, method=MethodSpec(name="prunefl", settings=settings)), blobs)
         work.init_state(None)
         assert work.opening(1) == (None, B)

@@ -15,6 +15,7 @@ const CHANGES = {
   aggregation_started: ["status"],
   round_committed: ["status", "runs", "rounds"],
   round_failed: ["status", "runs", "rounds"],
+  task_declined: ["status"],
   evaluation_done: ["status", "runs", "evaluations"],
   evaluation_failed: ["status"],
   client_joined: ["status", "clients"],

@@ -142,11 +142,14 @@ function drawModels(shown) {
   drawTable("models-table", columns, rows, "");
 }
 
+/** What metrics of a round are that no device has measured in training. */
+const OF_ROUNDS = { density: "Density", pace_seconds: "Pace, s" };
+
 function drawRounds(shown) {
   const { metric } = shown.spec.evaluation;
   const results = new Map(judging(shown).map((item) => [item.round_number, item.metrics[metric]]));
   const others = Object.keys(last(committed())?.metrics ?? {}).slice(0, 4);
-  const names = ["Updates", title(metric), ...others.map((name) => (name === "density" ? "Density" : `Training ${name}`)), "Sent", "Received", "Seconds"];
+  const names = ["Updates", title(metric), ...others.map((name) => OF_ROUNDS[name] ?? `Training ${name}`), "Sent", "Received", "Seconds"];
   const rows = known.rounds.map((item) => ({
     cells: [
       String(item.round_number),
