@@ -44,7 +44,7 @@ from coppice.wire.exchange import encode_update
 from coppice.wire.report import report_to_message
 from edge_client.backoff import LONGEST_SECONDS, Backoff
 from edge_client.journal import Journal
-from edge_client.limits import MARGIN_BYTES
+from edge_client.limits import MARGIN, MARGIN_BYTES
 from edge_client.link import Link
 from edge_client.meter import Laps, Meter, capability
 from edge_client.model_keeper import ModelKeeper
@@ -183,15 +183,14 @@ class Device:
         """Answer a round's terms; the next poll carries the choice."""
         ready = self._expected(self._ready.run_id if self._ready else 0)
         self._journal.enter("fetching", terms.round_number)
-        payload = self._payloads.once(blob_from_message(terms.payload))
+        payload = self._payloads.terms(blob_from_message(terms.payload))
         local = ready.local(terms.round_number, self._capability(), self._meter())
         choice = ready.half.choose(payload, local)
         self._why = choice.get("why", "")
         if "declined" in choice:
             self._journal.declined(terms.round_number, choice)
         self._declines = self._declines + 1 if choice.get("declined") == "memory" else 0
-        if self._declines in _DOUBTED and ready.costs is not None:
-            ready.costs.forget()
+        if self._declines in _DOUBTED and ready.costs is not None and ready.costs.forget():
             self._probe(ready)
         self._choice = pb.Choice(
             round_number=terms.round_number, values_json=json.dumps(dict(choice))
@@ -314,7 +313,8 @@ class Device:
 def _is_too_large(forecast: Forecast, capability: Capability) -> bool:
     """Whether there was more memory when this device made its choice, and that by more than what
     others take and give back all the time."""
-    return forecast.peak_bytes > capability.memory_bytes + MARGIN_BYTES // 2
+    margin_bytes = max(MARGIN_BYTES, MARGIN * capability.memory_bytes)
+    return forecast.peak_bytes > capability.memory_bytes + margin_bytes / 2
 
 
 def _density(task: Task) -> float:

@@ -16,7 +16,7 @@ from edge_client.link import Link
 class Payloads:
     """Fetches payloads and keeps the last: a model that is trained is often evaluated next.
 
-    Masks are kept for longer: most rounds change the values on them only.
+    Masks and terms are kept for longer: most rounds change the values only.
     """
 
     def __init__(self, link: Link) -> None:
@@ -24,6 +24,8 @@ class Payloads:
         self._last: bytearray | None = None
         self._ref: BlobRef | None = None
         self._masks: BlobRef | None = None
+        self._terms: bytearray | None = None
+        self._terms_ref: BlobRef | None = None
         #: The masks that this device holds.
         self.known: Known = {}
 
@@ -40,9 +42,12 @@ class Payloads:
             self._ref = ref
         return decode(self._last, known=self.known)
 
-    def once(self, ref: BlobRef) -> Payload:
-        """A payload that is not wanted again; what is kept stays."""
-        return decode(self._fetch(ref))
+    def terms(self, ref: BlobRef) -> Payload:
+        """Terms, which stay the same over many rounds, and are kept beside the payload."""
+        if self._terms is None or self._terms_ref != ref:
+            self._terms = self._fetch(ref)
+            self._terms_ref = ref
+        return decode(bytearray(self._terms))
 
     def _fetch(self, ref: BlobRef) -> bytearray:
         free_bytes = memory_budget().room_bytes

@@ -12,9 +12,10 @@ from coppice.data import Examples, split
 from coppice.domain import Capability, ClientId, TaskKind, Workload, derive_seed
 from coppice.kernels.library import trouble
 from coppice.method import ClientHalf, Local, Meter, Task, Update, client_half
+from coppice.task_cost import parts_of
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.codec import valid_run_key, workload_from_json
-from edge_client.costs import Costs, cost_key, parts_of
+from edge_client.costs import Costs, cost_key
 from edge_client.private import PrivateState
 from edge_client.state_folder import StateFolder
 

@@ -15,10 +15,11 @@ from coppice.domain import Metrics, TaskKind
 from coppice.method import Local, Task, Update
 from coppice.methods.fedavg.client import Client
 from coppice.methods.fedavg.settings import Settings
+from coppice.task_cost import kept_of
 from coppice.tensors import Payload
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.codec import blob_to_message
-from edge_client.costs import Costs, kept_of
+from edge_client.costs import Costs
 from edge_client.status import Status, read_status
 from tests.coppice.costs import device_cost
 from tests.edge_client.conftest import ThreadedDevice

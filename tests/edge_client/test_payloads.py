@@ -158,10 +158,18 @@ def test_masks_beyond_the_memory_are_refused(
     assert fetched(server) == []
 
 
-def test_payload_that_is_wanted_once_takes_no_others_place(
-    server: FakeServer, payloads: Payloads
-) -> None:
-    model, terms = (server.add_blob(model_payload(seed)) for seed in (1, 2))
+def test_terms_are_kept_beside_the_payload(server: FakeServer, payloads: Payloads) -> None:
+    model, terms, others = (server.add_blob(model_payload(seed)) for seed in (1, 2, 3))
     payloads.get(model)
-    assert payloads.once(terms).keys() == payloads.get(model).keys()
-    assert [request.digest for request in server.of("FetchBlob")] == [model.digest, terms.digest]
+    for tensor in dense_group(payloads.terms(terms), "parameters").values():
+        tensor.zero_()
+    # What a method has written into them is nothing to the next round.
+    again = dense_group(payloads.terms(terms), "parameters")
+    assert any(tensor.any() for tensor in again.values())
+    payloads.get(model)
+    payloads.terms(others)
+    assert [request.digest for request in server.of("FetchBlob")] == [
+        model.digest,
+        terms.digest,
+        others.digest,
+    ]
