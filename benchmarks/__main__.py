@@ -16,6 +16,8 @@ SCENARIOS = (
     "fashion",
     "kernels",
     "memory",
+    "pace",
+    "pace-study",
     "prunefl",
     "prunefl-kernels",
     "prunefl-wire",

@@ -68,9 +68,16 @@ def server(folder: Path, *flags: str) -> Iterator[RunningServer]:
 @contextmanager
 def started(log: Path, module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m module …` with its output in a file; ends with the block."""
+    with running(log, sys.executable, "-m", module, *arguments) as process:
+        yield process
+
+
+@contextmanager
+def running(log: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command with its output in a file; ends with the block."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            command,
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

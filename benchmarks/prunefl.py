@@ -207,6 +207,7 @@ def _workload(case: Case, initial_client: ClientId) -> dict[str, Any]:
         settings["pruning_rounds"] = case.rounds // 2
     if method == "prunefl":
         settings |= {
+            "mask_scope": "global",
             "importance": "every_round",
             "initial_client": initial_client,
             # One and a half times what guessing gets, as published.

@@ -140,6 +140,7 @@ def _spec(case: _Case, initial_client: ClientId) -> RunSpec:
         "initial_passes": 50,
         "initial_interval": 10,
         "reconfigure_every": 20,
+        "mask_scope": "global",
         "max_density": case.max_density,
         "round_time": to_plain(round_time("conv2", prunable_names(app.model()))),
     }

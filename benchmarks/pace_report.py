@@ -1,0 +1,135 @@
+"""What the runs of the five devices took, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, median
+from typing import Any
+
+from coppice.domain import WHY_TEXT
+from coppice.table import table
+from server.printing import size
+
+_PARTS = ("download_seconds", "compute_seconds", "upload_seconds")
+
+#: A run as `benchmarks.pace` writes it.
+Run = Mapping[str, Any]
+Report = Mapping[str, Any]
+
+
+def report(runs: Sequence[Run]) -> str:
+    """All tables there is something for."""
+    chapters = [
+        ("A larger model, of which nothing is pruned", "killed", _killed),
+        ("The larger model with pace: pi-1's memory is lowered", "memory", _disturbed),
+        ("Rounds of each way, in turns", "blocks", _blocks),
+        ("Predicted and measured, over the long run", "long", _predicted),
+        ("Round by round: pi-3's quota is halved, then pi-1's memory is lowered", "disturbed",
+         _disturbed),
+    ]  # fmt: skip
+    found = []
+    for title, part, make in chapters:
+        of_part = [run for run in runs if run["part"] == part]
+        if of_part:
+            found.append(f"{title}\n\n{make(of_part)}\n{_conditions(of_part)}\n")
+    return "\n".join(found)
+
+
+def _conditions(runs: Sequence[Run]) -> str:
+    others = mean(run["others_cores"] for run in runs)
+    killed = sum(told["killed"] for run in runs for told in run["told"].values())
+    return f"processes killed: {killed}; others on this machine kept {others:.2f} cores busy"
+
+
+def _killed(runs: Sequence[Run]) -> str:
+    rows = [
+        (name, told["killed"], size(told["peak_bytes"]), run["gone"].get(name, ""))
+        for run in runs
+        for name, told in run["told"].items()
+    ]
+    return table(("device", "killed", "peak of its group", "gone; its last words"), rows)
+
+
+def _blocks(runs: Sequence[Run]) -> str:
+    ways = dict.fromkeys(run["way"] for run in runs)
+    times = {
+        way: [median(round_seconds(run)[1:]) for run in runs if run["way"] == way] for way in ways
+    }
+    rows = [
+        (way, *(f"{seconds:.2f}" for seconds in times[way]),
+         f"{mean(times[way]) / mean(times['pace']):.1f}" if "pace" in times else "")
+        for way in ways
+    ]  # fmt: skip
+    numbers = (f"seconds, {number}" for number in range(1, 1 + max(map(len, times.values()))))
+    return table(("way", *numbers, "times pace's"), rows)
+
+
+def _predicted(runs: Sequence[Run]) -> str:
+    header = (
+        *("device", "steps", "prune ratio", "bound", "throttled"),
+        *("measured", "predicted", "off", "off a round"),
+        *("peak memory", "predicted", "off", "off a round"),
+    )
+    rows = []
+    for run in runs:
+        for name, told in run["told"].items():
+            rows.append((name, *_row(reports_of(run, name), told)))
+    return table(header, rows)
+
+
+def _row(reports: Sequence[Report], told: Mapping[str, int]) -> list[object]:
+    seconds = [(total_seconds(item), total_seconds(item["forecast"])) for item in reports]
+    peaks = [(item["peak_bytes"], item["forecast"]["peak_bytes"]) for item in reports]
+    return [
+        f"{mean(item['steps'] for item in reports):.1f}",
+        f"{1 - mean(item['density'] for item in reports):.1%}",
+        WHY_TEXT[reports[-1]["forecast"]["why"]],
+        f"{told['throttled'] / max(1, told['periods']):.0%}",
+        f"{mean(item for item, _ in seconds):.2f} s",
+        f"{mean(item for _, item in seconds):.2f} s",
+        *_errors(seconds),
+        size(mean(item for item, _ in peaks)),
+        size(mean(item for _, item in peaks)),
+        *_errors(peaks),
+    ]
+
+
+def _errors(pairs: Sequence[tuple[float, float]]) -> tuple[str, str]:
+    """Of the sum over all rounds, and of a round in the median."""
+    measured, predicted = (sum(values) for values in zip(*pairs, strict=True))
+    single = median(abs(after / before - 1) for before, after in pairs)
+    return f"{predicted / measured - 1:+.1%}", f"{single:.1%}"
+
+
+def _disturbed(runs: Sequence[Run]) -> str:
+    names = list(runs[0]["told"])
+    header = ("round", "seconds", *(f"{name}: steps, kept, seconds, MB of" for name in names))
+    rows = []
+    for run in runs:
+        by_round = {name: {r["round_number"]: r for r in reports_of(run, name)} for name in names}
+        for number, seconds in enumerate(round_seconds(run), start=1):
+            cells = [_cell(by_round[name].get(number)) for name in names]
+            rows.append((number, f"{seconds:.1f}", *cells))
+    return table(header, rows)
+
+
+def _cell(item: Report | None) -> str:
+    if item is None:
+        return "-"
+    memory = f"{item['peak_bytes'] / 1e6:.0f} of {item['budget_bytes'] / 1e6:.0f}"
+    return f"{item['steps']}, {item['density']:.3f}, {total_seconds(item):.1f}, {memory}"
+
+
+def round_seconds(run: Run) -> list[float]:
+    """What each round took, as the server saw it."""
+    return [item["closed_at"] - item["opened_at"] for item in run["rounds"] if item["closed_at"]]
+
+
+def reports_of(run: Run, name: str) -> list[Report]:
+    """What a device told of its rounds, oldest first."""
+    return [item["report"] for item in run["reports"] if item["client_id"] == name]
+
+
+def total_seconds(item: Report) -> float:
+    """Download, computing and upload, of a report or a forecast."""
+    return sum(float(item[part]) for part in _PARTS)
