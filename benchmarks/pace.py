@@ -112,7 +112,25 @@ class Job:
     disturbances: Mapping[int, Callable[[Mapping[str, SmallDevice]], None]] | None = None
 
 
-def tell_one_round(memory_mb: int) -> None:
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The parts, one after the other; tables of all that is in the results' folder."""
+    results: Path = arguments.results.resolve()
+    results.mkdir(parents=True, exist_ok=True)
+    bench = _Bench(results, arguments.seed)
+    bench.deal_out(arguments.data)
+    if "killed" in arguments.parts:
+        _tell_one_round(SIZES["pi-0"].memory_mb)
+    for number, job in enumerate(_jobs(arguments.parts, arguments.cycles, arguments.rounds)):
+        found = bench.run(job)
+        file = results / f"{job.part}-{number}-{job.way}.json"
+        file.write_text(json.dumps(found) + "\n")
+        print(f"{file.stem} is done", flush=True)
+    runs = [json.loads(file.read_text()) for file in sorted(results.glob("*-*-*.json"))]
+    print(report(runs))
+    return runs
+
+
+def _tell_one_round(memory_mb: int) -> None:
     """Whether a round of the larger model fits, dense and pruned, for who does not look first."""
     for density in (1.0, 0.1):
         with small_devices({"one-round": Size(memory_mb, 1.0)}) as devices:
@@ -125,24 +143,6 @@ def tell_one_round(memory_mb: int) -> None:
             f"{size(told.peak_bytes)}",
             flush=True,
         )
-
-
-def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The parts, one after the other; tables of all that is in the results' folder."""
-    results: Path = arguments.results.resolve()
-    results.mkdir(parents=True, exist_ok=True)
-    bench = _Bench(results, arguments.seed)
-    bench.deal_out(arguments.data)
-    if "killed" in arguments.parts:
-        tell_one_round(SIZES["pi-0"].memory_mb)
-    for number, job in enumerate(_jobs(arguments.parts, arguments.cycles, arguments.rounds)):
-        found = bench.run(job)
-        file = results / f"{job.part}-{number}-{job.way}.json"
-        file.write_text(json.dumps(found) + "\n")
-        print(f"{file.stem} is done", flush=True)
-    runs = [json.loads(file.read_text()) for file in sorted(results.glob("*-*-*.json"))]
-    print(report(runs))
-    return runs
 
 
 def _jobs(parts: Sequence[str], cycles: int, rounds: int) -> Iterator[Job]:
@@ -246,6 +246,9 @@ class _Bench:
                 process = stack.enter_context(running(log, *command))
                 processes[name] = psutil.Process(process.pid)
             while len(host.api.get("/clients")) < len(devices):
+                for name, each in processes.items():
+                    if not _is_there(each):
+                        raise RuntimeError(f"{name} did not join: {self._last_words(name)}")
                 time.sleep(_GLANCE_SECONDS)
             yield processes
             # A device ends in its own time, and has more of it without a limit.
@@ -266,12 +269,12 @@ class _Bench:
         job: Job,
     ) -> list[str]:
         """Disturb when it is time; returns when the run has ended, or the devices that are gone."""
-        for number, disturb in (job.disturbances or {}).items():
-            while len(host.api.get(f"/runs/{run_id}/rounds")) <= number:
-                time.sleep(_GLANCE_SECONDS)
-            disturb(devices)
+        to_come = dict(job.disturbances or {})
         end = time.monotonic() + _TIMEOUT_SECONDS
         while (record := host.api.get(f"/runs/{run_id}"))["ended_at"] is None:
+            for number in [*to_come]:
+                if len(host.api.get(f"/runs/{run_id}/rounds")) > number:
+                    to_come.pop(number)(devices)
             gone = [name for name, process in clients.items() if not _is_there(process)]
             if gone:
                 return gone
