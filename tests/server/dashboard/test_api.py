@@ -155,10 +155,11 @@ def test_a_client_comes_with_what_it_has_and_what_its_last_round_took(tmp_path: 
     async def scene(stage: Stage, api: httpx.AsyncClient) -> None:
         run_id = await run_to_its_end(stage, api)
         now = replace(CAPABILITY, memory_bytes=7, memory_bound_by="memory.max of /x")
-        stage.resources.presence.told(ClientId("pi-1"), now)
         await stage.coordinator.join(client("new"))
+        # The others go on polling, and each poll says what they have.
+        stage.resources.presence.told(ClientId("new"), now)
         clients = {item["client_id"]: item for item in await got(api, "/clients")}
-        assert clients["pi-1"]["capability"] == to_plain(now)
+        assert clients["new"]["capability"] == to_plain(now)
         assert clients["pi-2"]["capability"] == to_plain(CAPABILITY)
         assert clients["new"]["last_round"] is None
         last = clients["pi-1"]["last_round"]
