@@ -160,7 +160,7 @@ class _Child:
 
 def main() -> None:
     """Answer requests until there are no more, or nobody is there to read an answer."""
-    os.nice(_NICENESS)
+    os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     # What an app prints is for people, not for the parent.
     os.dup2(2, 1)
