@@ -77,6 +77,9 @@ class Update:
     metrics: Metrics = field(default_factory=dict)
     #: From the offer of the task to the stored answer, as the server saw it; None in a simulation.
     seconds: float | None = None
+    #: From the last answer of the round before to the offer of this one's tasks: what the server
+    #: and polls took; None where that is not known.
+    pause_seconds: float | None = None
 
 
 class Private(Protocol):

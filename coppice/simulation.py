@@ -164,13 +164,16 @@ class Simulation:
         warm_start: Weights | None = None,
         kernels: bool = False,
         costs: Mapping[ClientId, DeviceCost] | None = None,
+        pause_seconds: float | None = None,
     ) -> None:
         """`clients` hold all their examples; each keeps a held-out part as a real device would.
 
         `held_out` is the server's evaluation set; `kernels` as in `Local`; `costs` are what rounds
-        cost the devices, which they choose by and from which the times are modelled.
+        cost the devices, which they choose by and from which the times are modelled, and
+        `pause_seconds` what passes between two rounds.
         """
         check_wire(spec)
+        self._pause_seconds = pause_seconds
         self._spec = spec
         self._app = app
         self._held_out = held_out
@@ -269,6 +272,7 @@ class Simulation:
             traffic.bytes_down += len(sent.payload) + device.take_masks(sent.masks)
             local = device.local(spec.seed, task.round_number, task)
             update = device.timed(task, self._client.run(_received(task, sent), local))
+            update = replace(update, pause_seconds=self._pause_seconds)
             if update.seconds is not None:
                 traffic.seconds[name] = update.seconds
             up = encode_update(

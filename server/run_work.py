@@ -32,6 +32,8 @@ class RunWork:
         self._known: dict[BlobRef, Known] = {}
         #: When the server came back, if it was away.
         self._began_at = 0.0
+        #: When the last answer of the newest round came, if that was since then.
+        self._last_answer_at: float | None = None
 
     def init_state(self, app_path: Path | None) -> BlobRef:
         """Make and store the state before round 1."""
@@ -52,6 +54,7 @@ class RunWork:
     def load_state(self, ref: BlobRef) -> None:
         """Go on from a stored state, after the server was away."""
         self._began_at = time.time()
+        self._last_answer_at = None
         self._state = self._load(ref)
 
     def opening(self, round_number: int) -> tuple[BlobRef | None, ClientId | None]:
@@ -95,6 +98,7 @@ class RunWork:
         self._state, metrics = self._half.aggregate(
             self._state, self._updates(answers), round_number
         )
+        self._last_answer_at = max((record.received_at for record in answers), default=None)
         return self._blobs.put(tree.save(self._state)), metrics
 
     def export(
@@ -142,6 +146,7 @@ class RunWork:
                 record.steps,
                 record.metrics,
                 seconds=self._seconds(record),
+                pause_seconds=self._pause_seconds(record),
             )
 
     def _seconds(self, record: UpdateRecord) -> float | None:
@@ -149,6 +154,11 @@ class RunWork:
         if record.offered_at < self._began_at:
             return None
         return max(0.0, record.received_at - record.offered_at)
+
+    def _pause_seconds(self, record: UpdateRecord) -> float | None:
+        if self._last_answer_at is None:
+            return None
+        return max(0.0, record.offered_at - self._last_answer_at)
 
     def _read_masks(self, ref: BlobRef) -> Known:
         return known_masks(wire.decode(self._blobs.read(ref.digest)))

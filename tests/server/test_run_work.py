@@ -296,12 +296,15 @@ class TestSeconds:
         self, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[float | None] = []
+        pauses: list[float | None] = []
 
         class Noting(Toy):
             def aggregate(
                 self, state: toy_method.State, updates: Iterable[Update], round_number: int
             ) -> tuple[toy_method.State, Metrics]:
-                seen.extend(update.seconds for update in updates)
+                for update in updates:
+                    seen.append(update.seconds)
+                    pauses.append(update.pause_seconds)
                 return state, {}
 
         monkeypatch.setattr("server.run_work.server_half", lambda _: Noting())
@@ -313,12 +316,15 @@ class TestSeconds:
         times = (NOON + 12.5, NOON, NOON - 400)
         work.aggregate([record(1, task, ref, received_at=time) for time in times], 1)
         assert seen == [12.5, 0.0, 0.0]
+        work.aggregate([record(1, task, ref, offered_at=NOON + n) for n in (14, 11)], 2)
+        assert pauses == [None] * 3 + [1.5, 0.0]
         # A server that was away for a while has seen nothing of that.
         monkeypatch.setattr("server.run_work.time.time", lambda: NOON + 1)
         work.load_state(work.init_state(None))
         late = [record(1, task, ref, offered_at=NOON + 2, received_at=NOON + 5)]
         work.aggregate([record(1, task, ref, received_at=NOON + 12), *late], 1)
-        assert seen[3:] == [None, 3.0]
+        assert seen[5:] == [None, 3.0]
+        assert pauses[5:] == [None, None]
 
 
 class TestOpening:

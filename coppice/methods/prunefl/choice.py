@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from coppice.device_cost import MOST_BYTES, Counts, DeviceCost, Floats
 from coppice.domain import Section
-from coppice.methods.prunefl.paths import Options, Paths
+from coppice.methods.prunefl.paths import INSIDE, Options, Paths
 from coppice.methods.prunefl.profile import Profile
 
 #: What a device does it changes for more than this share of gain only: a step more or less may turn
@@ -42,7 +42,8 @@ class Choice(Section):
     steps: int
     #: Weights kept, by the name of the parameter.
     kept: Mapping[str, int]
-    #: Share of the steps that are done times the importance that is kept (Δ_i).
+    #: Share of the steps that are done times the importance that is kept (Δ_i); inside the core
+    #: next to nothing of it (`paths.INSIDE`).
     gain: float
     #: As predicted.
     seconds: float
@@ -186,10 +187,11 @@ def _both(values_lp: Floats, here: Cells, up: Cells, down: Cells) -> Floats:
 def _choice(options: Options, steps: int, chosen_l: Counts, max_steps: int) -> Choice:
     kept = options.kept(chosen_l)
     gain = options.base_gain + options.gains_lp[np.arange(chosen_l.size), chosen_l].sum()
+    counts = INSIDE if (chosen_l < options.core).any() else 1.0
     return Choice(
         steps=steps,
         kept=kept,
-        gain=steps / max_steps * float(gain),
+        gain=counts * steps / max_steps * float(gain),
         seconds=options.cost.time.seconds(kept, steps),
         peak_bytes=options.cost.peak_bytes(kept),
         why="pace",

@@ -36,6 +36,8 @@ _Choice: TypeAlias = tuple[int, Mapping[str, int], int]
 #: After so many rounds devices know what a round takes on masks that stay, and have said so: a pace
 #: of the first round did not count it.
 _SETTLED = 4
+#: So many of the newest rounds tell what passes between two.
+_PAUSES = 5
 #: No pace is a larger share of the time that a round is given: what rounds take varies.
 _DEADLINE_SHARE = 0.5
 
@@ -56,6 +58,13 @@ class FleetState:
     #: Weights that each device kept last, by parameter, and in which round that was.
     kept: Mapping[ClientId, Mapping[str, int]] = field(default_factory=dict)
     last_rounds: Mapping[ClientId, int] = field(default_factory=dict)
+    #: Seconds between rounds, newest last.
+    pauses: tuple[float, ...] = ()
+
+    @property
+    def pause_seconds(self) -> float:
+        """What passes between two rounds; 0 while that is not known."""
+        return statistics.median(self.pauses) if self.pauses else 0.0
 
     @property
     def is_new(self) -> bool:
@@ -215,6 +224,7 @@ class DeviceScope:
             num_examples=seen.num_examples,
             kept=seen.kept,
             last_rounds=seen.last_rounds,
+            pauses=seen.pauses[-_PAUSES:],
         )
         if planned.is_due:
             moved, fleet = self._reconfigured(moved, fleet, seen, planned)
@@ -270,6 +280,7 @@ class DeviceScope:
                 self._settings.include,
                 planned.quorum_of(len(costs)),
                 planned.longest_seconds,
+                fleet.pause_seconds,
             )
         except ValueError:
             # None of these has the memory, or the time, for the fewest weights.
@@ -285,6 +296,8 @@ class _Seen:
         self.num_examples = dict(fleet.num_examples)
         self.kept = dict(fleet.kept)
         self.last_rounds = dict(fleet.last_rounds)
+        self.pauses = fleet.pauses
+        self._has_pause = False
         #: Of every entry, float64: the sum of squared gradients times examples, and the examples
         #: of who reported it.
         self._squares: dict[str, Tensor] = {}
@@ -297,6 +310,8 @@ class _Seen:
         self.last_rounds[update.client_id] = self._round_number
         self.kept[update.client_id] = {name: mask.count for name, mask in masks.items()}
         self._add_cost(update, steps)
+        if not self._has_pause and update.pause_seconds is not None:
+            self.pauses, self._has_pause = (*self.pauses, update.pause_seconds), True
         if "importance" in update.payload and update.num_examples > 0:
             self._add_report(update, parameters)
 

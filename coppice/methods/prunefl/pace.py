@@ -3,9 +3,10 @@
 PruneFL's rule maximises gain per second for one type of device, and is blind to how fast that is as
 a whole. Where a round lasts until the slowest is done, what counts is
 
-    F(τ) = (1/τ) Σ_i p_i Δ_i(τ),   Δ_i(τ) the most that device i can do in τ seconds (`choose`).
+    F(τ) = Σ_i p_i Δ_i(τ) / (τ + c),   Δ_i(τ) the most that device i can do in τ seconds (`choose`),
 
-For devices that are all alike, F is largest at the round time of PruneFL's one mask.
+where c is what passes between two rounds, in which no device trains. For devices that are all
+alike, F is largest at the round time of PruneFL's one mask.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _HALVINGS = 6
 class Pace(Section):
     """How long a round should last, and what devices would then do."""
 
+    #: Of devices; what passes between two rounds is not in it.
     seconds: float
     #: F, of the choices.
     gain_per_second: float
@@ -50,10 +52,12 @@ class Fleet:
         shares: Mapping[ClientId, float],
         max_steps: int,
         longest: float = math.inf,
+        pause: float = 0.0,
     ) -> None:
         """`shares` are the clients' weights in the aggregate; they need not add up to 1.
 
-        No pace is longer than `longest` seconds, whatever that leaves out.
+        No pace is longer than `longest` seconds, whatever that leaves out; `pause` seconds pass
+        between two rounds.
         """
         if unlike := devices.keys() ^ shares.keys():
             raise ValueError(f"{min(unlike)} is a device without a share or a share without device")
@@ -68,6 +72,7 @@ class Fleet:
                 f"no device has the memory for the fewest weights and does a step in {longest} s"
             )
         self._longest = longest
+        self._pause = pause
         self._paths = able
         self._shares = shares
 
@@ -76,19 +81,17 @@ class Fleet:
         total = np.zeros(paces.shape)
         for name, paths in self._paths.items():
             total += self._shares[name] * paths.gains(paces)
-        return total / paces
+        return total / (paces + self._pause)
 
     def shortest(self, taking_part: int | None) -> float:
-        """The shortest round in which so many take part, by default all.
+        """The shortest round in which so many take part, by default all, as they should.
 
-        It is no shorter than the fastest device's round of all steps with the whole core: somebody
-        has to train all that is protected.
+        That is with a step on the whole core at least, if there is the memory for it: what only
+        some devices train drifts to their data.
         """
-        least = sorted(paths.least_seconds for paths in self._paths.values())
+        least = sorted(paths.first_seconds for paths in self._paths.values())
         needed = least[min(taking_part or len(least), len(least)) - 1]
-        core = min(paths.core_seconds for paths in self._paths.values())
-        core = min(core, self._longest) if core < math.inf else 0.0
-        return max(needed, core, _LEAST_SECONDS)
+        return max(min(needed, self._longest), _LEAST_SECONDS)
 
     def best_pace(self, shortest: float) -> float:
         """The pace, no shorter than that, at which F is largest.
@@ -102,7 +105,7 @@ class Fleet:
         ends = np.geomspace(shortest, longest, _GRID)
         low, high, best = ends[:-1], ends[1:], self.rate(ends).max()
         for _ in range(_HALVINGS):
-            hopeful = self.rate(high) * high / low > best
+            hopeful = self.rate(high) * (high + self._pause) / (low + self._pause) > best
             low, high = low[hopeful], high[hopeful]
             middle = (low + high) / 2
             best = max(best, self.rate(middle).max(initial=0.0))
@@ -117,7 +120,8 @@ class Fleet:
         found = {name: chosen(paths, pace) for name, paths in self._paths.items()}
         choices = {name: choice for name, choice in found.items() if choice is not None}
         gain = math.fsum(self._shares[name] * choice.gain for name, choice in choices.items())
-        return Pace(seconds=pace, gain_per_second=gain / pace, choices=choices)
+        rate = gain / (pace + self._pause)
+        return Pace(seconds=pace, gain_per_second=rate, choices=choices)
 
     def _points(self, low: Floats, high: Floats) -> Floats:
         """Of all paths, those between such paces."""
@@ -137,6 +141,7 @@ def find_pace(
     include: Literal["all", "quorum"] = "all",
     quorum: int | None = None,
     longest: float = math.inf,
+    pause: float = 0.0,
 ) -> Pace:
     """The pace at which these devices gain the most per second, and their choices at it.
 
@@ -148,13 +153,14 @@ def find_pace(
         devices: What rounds cost each.
         shares: Their weights in the aggregate (p_i).
         max_steps: Steps of a device that has the time for all.
-        include: With "all", a round is never shorter than any device's shortest. With "quorum",
-            who cannot keep the pace sits out. One without the memory for the fewest weights does
-            so in any case.
+        include: With "all", a round is never shorter than any device's step on the core. With
+            "quorum", who cannot keep the pace sits out. One without the memory for the fewest
+            weights does so in any case.
         quorum: So many devices take part at least; by default one.
         longest: Seconds that no round may exceed: devices that need longer count for nothing.
+        pause: Seconds between two rounds, which count like the pace's.
     """
-    fleet = Fleet(profile, devices, shares, max_steps, longest)
+    fleet = Fleet(profile, devices, shares, max_steps, longest, pause)
     shortest = fleet.shortest(None if include == "all" else quorum or 1)
     seconds = fleet.best_pace(shortest)
     # Sums in another order must not make a round too long by their last bit.

@@ -21,6 +21,9 @@ from coppice.methods.prunefl.profile import Profile
 
 #: Up to so many steps, every number of them is tried; of more, as many in geometric order.
 _STEP_COUNTS = 16
+#: What is gained inside the core counts only to order what lies inside it: on weights that are
+#: protected every device trains that has the time and the memory, if only for a step.
+INSIDE = 1e-6
 #: Shares that the bytes of all weights have in the price of all.
 _PRICES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
@@ -144,8 +147,10 @@ class Paths:
             fits &= used <= options.cost.limit_bytes
         shares = self.steps_n[:, None] / self.max_steps
         worth = along(level_sums(gains), options.gains_lp[there] - options.gains_lp[here])
-        #: Share of the steps times the gain at each point, which never falls along a path.
+        #: What each point counts (`INSIDE`): share of the steps times the gain, which never falls
+        #: along a path.
         self.gains_nq: Floats = shares * (options.base_gain + worth)
+        self.gains_nq[:, : options.core] *= INSIDE
         #: Of a round at each point; infinite where it does not fit in memory.
         self.seconds_nq: Floats = np.where(fits, seconds, math.inf)
         # The last point that a pace allows, although time may fall along a path.
@@ -157,9 +162,11 @@ class Paths:
         return float(self.seconds_nq.min())
 
     @property
-    def core_seconds(self) -> float:
-        """Of a round with the whole core and all steps; infinite when it does not fit."""
-        return float(self.seconds_nq[-1, self.options.core])
+    def first_seconds(self) -> float:
+        """Of the shortest round with the whole core, or with the most of it that fits in memory."""
+        inside = self.seconds_nq[:, : self.options.core + 1].min(axis=0)
+        fits = np.nonzero(np.isfinite(inside))[0]
+        return float(inside[fits[-1]]) if fits.size else math.inf
 
     @property
     def most_seconds(self) -> float:

@@ -16,6 +16,7 @@ from coppice.device_cost import (
     RoundCost,
     StepMemory,
 )
+from coppice.methods.prunefl.paths import INSIDE
 from coppice.methods.prunefl.profile import LayerProfile, Profile
 
 
@@ -73,7 +74,7 @@ def random_device(
 
 
 def allowed_choices(profile: Profile) -> Iterator[tuple[dict[str, int], float]]:
-    """All counts that a device may choose, with their gain: in proportion in the core, or any."""
+    """What may be chosen, with what it counts: any counts, but inside the core in proportion."""
     layers = list(profile.layers.values())
     inside = [(index,) * len(layers) for index in range(profile.levels)]
     beyond = itertools.product(*(range(profile.levels, len(layer.kept)) for layer in layers))
@@ -81,7 +82,8 @@ def allowed_choices(profile: Profile) -> Iterator[tuple[dict[str, int], float]]:
         pairs = list(zip(layers, chosen, strict=True))
         counts = [layer.kept[index] for layer, index in pairs]
         gain = profile.base_gain + sum(layer.gains[index] for layer, index in pairs)
-        yield dict(zip(profile.layers, counts, strict=True)), gain
+        counted = INSIDE if chosen[0] < profile.levels else 1
+        yield dict(zip(profile.layers, counts, strict=True)), counted * gain
 
 
 def best_of_all(

@@ -94,3 +94,20 @@ def test_without_anything_known_of_weights_there_is_no_pace_and_all_steps_are_do
     for task in run.plan().values():
         assert task.settings["steps"] == STEPS
         assert kept(task) == {name: layer.size for name, layer in fleet_of(run).order.items()}
+
+
+def test_pace_counts_what_passes_between_rounds_by_the_newest_of_them() -> None:
+    paces = []
+    for pause in (None, 0.0, 1e3):
+        run = Run({"fast": cost(1), "slow": cost(64)}, reconfigure_every=8)
+        for number in range(8):
+            updates = run.updates()
+            # The first rounds are no measure of later ones.
+            seconds = 1e6 if number < 2 and pause is not None else pause
+            run.fold([replace(update, pause_seconds=seconds) for update in updates])
+        assert fleet_of(run).pause_seconds == (pause or 0.0)
+        assert len(fleet_of(run).pauses) == (0 if pause is None else 5)
+        paces.append(fleet_of(run).pace_seconds)
+    unknown, none, long = paces
+    assert unknown == none
+    assert long > 2 * none

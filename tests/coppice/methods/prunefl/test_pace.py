@@ -93,9 +93,9 @@ def fleet(devices: Sequence[DeviceCost]) -> dict[ClientId, DeviceCost]:
     return {ClientId(str(number)): device for number, device in enumerate(devices)}
 
 
-def paced(profile: Profile, devices: Sequence[DeviceCost]) -> Pace:
+def paced(profile: Profile, devices: Sequence[DeviceCost], pause: float = 0.0) -> Pace:
     named = fleet(devices)
-    return find_pace(profile, named, dict.fromkeys(named, 1 / len(named)), STEPS)
+    return find_pace(profile, named, dict.fromkeys(named, 1 / len(named)), STEPS, pause=pause)
 
 
 def density(kept: Mapping[str, int], profile: Profile) -> float:
@@ -131,6 +131,20 @@ def test_equal_devices_gain_per_second_what_prunefl_does() -> None:
         assert 0.97 * rate < coarse <= rate * (1 + 1e-6)
 
 
+def test_what_passes_between_rounds_counts_like_a_constant_of_the_devices() -> None:
+    for seed in range(10):
+        case = instance(seed)
+        profile, pause = case.profile(), 0.05 * (seed + 1)
+        time = replace(case.device.time, round_seconds=case.device.time.round_seconds + pause)
+        both = paced(profile, [replace(case.device, time=time)] * 2)
+        apart = paced(profile, [case.device] * 2, pause)
+        assert apart.seconds + pause == pytest.approx(both.seconds, rel=1e-8)
+        assert apart.gain_per_second == pytest.approx(both.gain_per_second, rel=1e-8)
+        assert {name: choice.kept for name, choice in apart.choices.items()} == {
+            name: choice.kept for name, choice in both.choices.items()
+        }
+
+
 def test_rule_of_a_lone_device_is_blind_to_its_speed() -> None:
     for seed in range(10):
         rng = np.random.default_rng(seed)
@@ -156,12 +170,13 @@ def mixed(seed: int) -> tuple[Profile, list[DeviceCost]]:
     return profile, devices
 
 
+@pytest.mark.parametrize("pause", [0.0, 3.0])
 @pytest.mark.parametrize("include", ["all", "quorum"])
-def test_no_pace_is_better_than_the_one_found(include: str) -> None:
+def test_no_pace_is_better_than_the_one_found(include: str, pause: float) -> None:
     for seed in range(8):
         profile, devices = mixed(seed)
         named = fleet(devices)
-        group = Fleet(profile, named, dict.fromkeys(named, 0.2), STEPS)
+        group = Fleet(profile, named, dict.fromkeys(named, 0.2), STEPS, pause=pause)
         shortest = group.shortest(None if include == "all" else 2)
         found = group.best_pace(shortest)
         fine = np.geomspace(shortest, 20 * found, 4000)
@@ -253,7 +268,7 @@ def test_device_without_memory_for_the_least_sits_out() -> None:
         paced(profile, [small])
 
 
-def test_somebody_trains_the_whole_core() -> None:
+def test_everybody_with_the_memory_for_it_trains_the_whole_core() -> None:
     """Although a shorter round with less of it would gain more a second."""
     case = instance(4)
     importance = {
@@ -262,9 +277,18 @@ def test_somebody_trains_the_whole_core() -> None:
     }
     order = shared_order(case.weights, importance, SHARE)
     profile = profile_of(order, importance, base_gain=1e6)
-    pace = paced(profile, [case.device, case.device])
-    kept = pace.choices[ClientId("0")].kept
-    assert all(kept[name] >= layer.core for name, layer in order.items())
+    core = {name: layer.core for name, layer in order.items()}
+    slow = scaled(case.device, 20.0)
+    pace = paced(profile, [case.device] * 20 + [slow])
+    for choice in pace.choices.values():
+        assert all(choice.kept[name] >= count for name, count in core.items())
+    assert pace.choices[ClientId("20")].steps < STEPS
+    # One that has it not holds as much as fits: that is no reason for short rounds.
+    small = replace(slow, limit_bytes=0.9 * slow.peak_bytes(core))
+    pace = paced(profile, [case.device] * 20 + [small])
+    kept = pace.choices[ClientId("20")].kept
+    assert small.time.seconds(profile.least, 1) < 0.9 * small.time.seconds(kept, 1)
+    assert all(kept[name] <= count for name, count in core.items())
 
 
 def test_clients_count_by_their_shares() -> None:
