@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 
 from benchmarks.fashion_data import DATA, add_data_argument, deal_out, read_both
+from benchmarks.pace_clock import draw
 from benchmarks.pace_report import report
 from benchmarks.pace_start import MODEL, pruned_start
 from benchmarks.processes import RunningServer, running, server
@@ -44,7 +45,7 @@ WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "one-mask": ("prunefl", _GLOBAL),
     "pace": ("prunefl", _PRUNED),
 }
-PARTS = ("killed", "memory", "blocks", "long", "disturbed")
+PARTS = ("killed", "memory", "clock", "disturbed")
 _TIMEOUT_SECONDS = 4 * 3600.0
 _GLANCE_SECONDS = 0.2
 #: What the larger model learns by without norms.
@@ -52,6 +53,10 @@ _LARGE_RATE = 0.01
 #: Test examples of evaluations in between, and training examples of the larger model.
 _TESTED = 2000
 
+#: Rounds between two evaluations of the runs by the clock: some twenty seconds each.
+_EVERY = {"dense": 2, "one-mask": 3, "pace": 6}
+#: More than any run by the clock gets to.
+_ENDLESS = 100_000
 #: Of the disturbed run: rounds before the first disturbance, and between the two.
 _CALM = 12
 
@@ -87,9 +92,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What can be chosen."""
     add_data_argument(parser)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--cycles", type=int, default=2, help="of blocks of rounds of each way")
-    parser.add_argument("--rounds", type=int, default=60, help="of the long run")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the runs by the clock"
+    )
+    parser.add_argument("--minutes", type=float, default=7.0, help="of each run by the clock")
+    parser.add_argument(
+        "--targets", type=float, nargs="+", default=[0.7, 0.75, 0.8], help="accuracies to reach"
+    )
+    parser.add_argument("--figure", type=Path, help="file to draw the curves into (.svg)")
     parser.add_argument(
         "--results",
         type=Path,
@@ -105,6 +115,11 @@ class Job:
     part: str
     way: str
     rounds: int
+    seed: int = 1
+    #: After which the run is stopped.
+    minutes: float | None = None
+    #: Rounds between two evaluations; by default the last one is evaluated.
+    every: int | None = None
     limits_memory: bool = True
     #: Of a larger model: vgg11, for which images are padded.
     large: bool = False
@@ -116,17 +131,18 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The parts, one after the other; tables of all that is in the results' folder."""
     results: Path = arguments.results.resolve()
     results.mkdir(parents=True, exist_ok=True)
-    bench = _Bench(results, arguments.seed)
-    bench.deal_out(arguments.data)
+    bench = _Bench(results, arguments.data)
     if "killed" in arguments.parts:
         _tell_one_round(SIZES["pi-0"].memory_mb)
-    for number, job in enumerate(_jobs(arguments.parts, arguments.cycles, arguments.rounds)):
+    for job in _jobs(arguments.parts, arguments.seeds, arguments.minutes):
         found = bench.run(job)
-        file = results / f"{job.part}-{number}-{job.way}.json"
+        file = results / f"{job.part}-{job.seed}-{job.way}.json"
         file.write_text(json.dumps(found) + "\n")
         print(f"{file.stem} is done", flush=True)
     runs = [json.loads(file.read_text()) for file in sorted(results.glob("*-*-*.json"))]
-    print(report(runs))
+    print(report(runs, arguments.targets))
+    if arguments.figure is not None:
+        draw(runs, arguments.figure)
     return runs
 
 
@@ -145,18 +161,27 @@ def _tell_one_round(memory_mb: int) -> None:
         )
 
 
-def _jobs(parts: Sequence[str], cycles: int, rounds: int) -> Iterator[Job]:
+def _jobs(parts: Sequence[str], seeds: Sequence[int], minutes: float) -> Iterator[Job]:
     if "killed" in parts:
         yield Job("killed", "dense", 3, large=True)
     if "memory" in parts:
         yield Job("memory", "pace", 8, large=True, disturbances={4: _lower_memory})
-    if "blocks" in parts:
-        for _ in range(cycles):
-            yield Job("blocks", "dense", 5, limits_memory=False)
-            yield Job("blocks", "one-mask", 15)
-            yield Job("blocks", "pace", 15)
-    if "long" in parts:
-        yield Job("long", "pace", rounds)
+    if "clock" in parts:
+        # Devices have probed themselves before: once in a device's life is not once in a run.
+        yield Job("warm-up", "pace", 3)
+        for position, seed in enumerate(seeds):
+            ways = list(WAYS)
+            first = position % len(ways)
+            for way in ways[first:] + ways[:first]:
+                yield Job(
+                    "clock",
+                    way,
+                    _ENDLESS,
+                    seed,
+                    minutes,
+                    _EVERY[way],
+                    limits_memory=way != "dense",
+                )
     if "disturbed" in parts:
         yield Job(
             "disturbed",
@@ -182,27 +207,32 @@ def _lower_memory(devices: Mapping[str, SmallDevice]) -> None:
 class _Bench:
     """Devices and their folders, which stay from one run to the next."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, data: Path) -> None:
+        self._results = folder
         self._folder = folder / "work"
         self._folder.mkdir(exist_ok=True)
-        self._start = folder / f"start-{seed}.safetensors"
-        self._seed = seed
+        self._data = read_both(data)
+        self._seed: int | None = None
 
-    def deal_out(self, data: Path) -> None:
+    def _deal_out(self, seed: int) -> None:
         """The examples of each device, and the pruned model that runs begin with."""
-        train, test = read_both(data)
+        if seed == self._seed:
+            return
+        self._seed = seed
+        train, test = self._data
         few = Raw(test.inputs[:_TESTED], test.labels[:_TESTED])
-        parts = deal_out(train, len(SIZES), ALPHA, self._seed)
+        parts = deal_out(train, len(SIZES), ALPHA, seed)
         for name, part in zip(("test", *SIZES), (few, *parts.values()), strict=True):
             np.savez(self._file(name, large=False), x=part.inputs, y=part.labels)
             # As many as a small device holds in memory, larger as they are.
             padded = _padded(part.inputs[:_TESTED])
             np.savez(self._file(name, large=True), x=padded, y=part.labels[:_TESTED])
-        if not self._start.exists():
-            pruned_start(parts, TRAINING, self._seed, self._start)
+        if not self._start(seed).exists():
+            pruned_start(parts, TRAINING, seed, self._start(seed))
 
     def run(self, job: Job) -> dict[str, Any]:
         """All that the server and the kernel tell of it."""
+        self._deal_out(job.seed)
         folder = self._folder / f"{job.part}-{job.way}-{time.time_ns()}"
         with (
             small_devices(SIZES) as devices,
@@ -218,7 +248,7 @@ class _Bench:
             return {
                 "part": job.part,
                 "way": job.way,
-                "seed": self._seed,
+                "seed": job.seed,
                 "others_cores": others.cores(),
                 "rounds": host.api.get(f"/runs/{run_id}/rounds"),
                 "reports": host.api.get(f"/runs/{run_id}/reports"),
@@ -275,15 +305,22 @@ class _Bench:
             for number in [*to_come]:
                 if len(host.api.get(f"/runs/{run_id}/rounds")) > number:
                     to_come.pop(number)(devices)
+            if job.minutes is not None and self._lasted(host, run_id) > 60 * job.minutes:
+                host.api.post(f"/runs/{run_id}/stop", {})
             gone = [name for name, process in clients.items() if not _is_there(process)]
             if gone:
                 return gone
             if time.monotonic() > end:
                 raise RuntimeError(f"{job.way} took more than {_TIMEOUT_SECONDS:.0f} s")
             time.sleep(_GLANCE_SECONDS)
-        if record["state"] != "finished":
+        if record["state"] != ("finished" if job.minutes is None else "stopped"):
             raise RuntimeError(f"{job.way} {record['state']}: {record['reason']}")
         return []
+
+    def _lasted(self, host: RunningServer, run_id: int) -> float:
+        """Seconds since its first round opened."""
+        rounds = host.api.get(f"/runs/{run_id}/rounds")
+        return time.time() - rounds[0]["opened_at"] if rounds else 0.0
 
     def _last_words(self, name: str) -> str:
         return (self._folder / f"{name}.log").read_text().splitlines()[-1]
@@ -297,8 +334,8 @@ class _Bench:
         lines = (f"{name} = {json.dumps(value)}" for name, value in settings.items())
         return _RUN.format(
             way=job.way,
-            seed=self._seed,
-            warm_start=f'warm_start = "{self._start}"' if is_warm else "",
+            seed=job.seed,
+            warm_start=f'warm_start = "{self._start(job.seed)}"' if is_warm else "",
             model="vgg11" if job.large else MODEL.name,
             classes=json.dumps(DATA.classes),
             shape=shape,
@@ -308,12 +345,15 @@ class _Bench:
             method=method,
             settings="\n".join(lines),
             size=len(SIZES),
-            every=5 if job.part == "long" else job.rounds,
+            every=job.every or job.rounds,
             rounds=job.rounds,
         )
 
     def _file(self, name: str, *, large: bool) -> Path:
         return self._folder / f"{name}{'-large' if large else ''}.npz"
+
+    def _start(self, seed: int) -> Path:
+        return self._results / f"start-{seed}.safetensors"
 
     def _state(self, name: str) -> Path:
         return self._folder / f"state-{name}"

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from statistics import mean, median
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import mean, median, mode
 from typing import Any
 
+from benchmarks.pace_clock import by_the_clock, round_seconds
 from coppice.domain import WHY_TEXT
 from coppice.table import table
 from server.printing import size
 
-_PARTS = ("download_seconds", "compute_seconds", "upload_seconds")
+_SECONDS = ("download_seconds", "compute_seconds", "upload_seconds")
+_PARTS = ("killed", "memory", "clock", "disturbed")
 
 #: A run as `benchmarks.pace` writes it.
 Run = Mapping[str, Any]
 Report = Mapping[str, Any]
 
 
-def report(runs: Sequence[Run]) -> str:
-    """All tables there is something for."""
-    chapters = [
-        ("A larger model, of which nothing is pruned", "killed", _killed),
-        ("The larger model with pace: pi-1's memory is lowered", "memory", _disturbed),
-        ("Rounds of each way, in turns", "blocks", _blocks),
-        ("Predicted and measured, over the long run", "long", _predicted),
-        ("Round by round: pi-3's quota is halved, then pi-1's memory is lowered", "disturbed",
-         _disturbed),
+def report(runs: Sequence[Run], targets: Sequence[float] = ()) -> str:
+    """All tables there is something for; `targets` are accuracies to reach."""
+    parts = {part: [run for run in runs if run["part"] == part] for part in _PARTS}
+    paced = [run for run in parts["clock"] if run["way"] == "pace"]
+    chapters: list[tuple[str, Sequence[Run], Callable[[Sequence[Run]], str]]] = [
+        ("A larger model, of which nothing is pruned", parts["killed"], _killed),
+        ("The larger model with pace: pi-1's memory is lowered", parts["memory"], _disturbed),
+        ("By the clock, in turns: the mean of the seeds and their range", parts["clock"],
+         partial(by_the_clock, targets=targets)),
+        ("Predicted and measured, over the runs with pace by the clock", paced, _predicted),
+        ("Round by round: pi-3's quota is halved, then pi-1's memory is lowered",
+         parts["disturbed"], _disturbed),
     ]  # fmt: skip
-    found = []
-    for title, part, make in chapters:
-        of_part = [run for run in runs if run["part"] == part]
-        if of_part:
-            found.append(f"{title}\n\n{make(of_part)}\n{_conditions(of_part)}\n")
-    return "\n".join(found)
+    return "\n".join(
+        f"{title}\n\n{make(of_part)}\n{_conditions(of_part)}\n"
+        for title, of_part, make in chapters
+        if of_part
+    )
 
 
 def _conditions(runs: Sequence[Run]) -> str:
@@ -50,41 +55,27 @@ def _killed(runs: Sequence[Run]) -> str:
     return table(("device", "killed", "peak of its group", "gone; its last words"), rows)
 
 
-def _blocks(runs: Sequence[Run]) -> str:
-    ways = dict.fromkeys(run["way"] for run in runs)
-    times = {
-        way: [median(round_seconds(run)[1:]) for run in runs if run["way"] == way] for way in ways
-    }
-    rows = [
-        (way, *(f"{seconds:.2f}" for seconds in times[way]),
-         f"{mean(times[way]) / mean(times['pace']):.1f}" if "pace" in times else "")
-        for way in ways
-    ]  # fmt: skip
-    numbers = (f"seconds, {number}" for number in range(1, 1 + max(map(len, times.values()))))
-    return table(("way", *numbers, "times pace's"), rows)
-
-
 def _predicted(runs: Sequence[Run]) -> str:
     header = (
-        *("device", "steps", "prune ratio", "bound", "throttled"),
+        *("device", "rounds", "steps", "prune ratio", "bound", "throttled"),
         *("measured", "predicted", "off", "off a round"),
         *("peak memory", "predicted", "off", "off a round"),
     )
     rows = []
-    for run in runs:
-        for name, told in run["told"].items():
-            rows.append((name, *_row(reports_of(run, name), told)))
+    for name in runs[0]["told"]:
+        reports = [item for run in runs for item in reports_of(run, name)]
+        rows.append((name, len(reports), *_row(reports, [run["told"][name] for run in runs])))
     return table(header, rows)
 
 
-def _row(reports: Sequence[Report], told: Mapping[str, int]) -> list[object]:
+def _row(reports: Sequence[Report], told: Sequence[Mapping[str, int]]) -> list[object]:
     seconds = [(total_seconds(item), total_seconds(item["forecast"])) for item in reports]
     peaks = [(item["peak_bytes"], item["forecast"]["peak_bytes"]) for item in reports]
     return [
         f"{mean(item['steps'] for item in reports):.1f}",
         f"{1 - mean(item['density'] for item in reports):.1%}",
-        WHY_TEXT[reports[-1]["forecast"]["why"]],
-        f"{told['throttled'] / max(1, told['periods']):.0%}",
+        WHY_TEXT[mode(item["forecast"]["why"] for item in reports)],
+        f"{_sum(told, 'throttled') / max(1, _sum(told, 'periods')):.0%}",
         f"{mean(item for item, _ in seconds):.2f} s",
         f"{mean(item for _, item in seconds):.2f} s",
         *_errors(seconds),
@@ -120,16 +111,15 @@ def _cell(item: Report | None) -> str:
     return f"{item['steps']}, {item['density']:.3f}, {total_seconds(item):.1f}, {memory}"
 
 
-def round_seconds(run: Run) -> list[float]:
-    """What each round took, as the server saw it."""
-    return [item["closed_at"] - item["opened_at"] for item in run["rounds"] if item["closed_at"]]
-
-
 def reports_of(run: Run, name: str) -> list[Report]:
     """What a device told of its rounds, oldest first."""
     return [item["report"] for item in run["reports"] if item["client_id"] == name]
 
 
+def _sum(told: Sequence[Mapping[str, int]], name: str) -> int:
+    return sum(item[name] for item in told)
+
+
 def total_seconds(item: Report) -> float:
     """Download, computing and upload, of a report or a forecast."""
-    return sum(float(item[part]) for part in _PARTS)
+    return sum(float(item[part]) for part in _SECONDS)

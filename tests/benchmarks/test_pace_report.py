@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from benchmarks.pace_report import report, round_seconds
+from benchmarks.pace_clock import draw, round_seconds
+from benchmarks.pace_report import report
 
 
 def a_report(number: int, measured: float, predicted: float) -> dict[str, Any]:
@@ -16,12 +18,29 @@ def a_report(number: int, measured: float, predicted: float) -> dict[str, Any]:
     return {"client_id": "pi-0", "report": {**own, **times, **memory, "forecast": forecast}}
 
 
+def a_minute_apart(seconds: tuple[float, ...]) -> list[dict[str, Any]]:
+    return [
+        {
+            "round_number": number + 1,
+            "opened_at": 10.0 + 60 * number,
+            "closed_at": 10.0 + 60 * number + lasted,
+        }
+        for number, lasted in enumerate(seconds)
+    ]
+
+
 def a_run(part: str, way: str, *seconds: float) -> dict[str, Any]:
     return {
         "part": part,
         "way": way,
         "others_cores": 0.25,
-        "rounds": [{"opened_at": 10.0, "closed_at": 10.0 + item} for item in seconds],
+        "seed": 1,
+        "rounds": a_minute_apart(seconds),
+        "evaluations": [
+            {"round_number": number, "where": where, "metrics": {"accuracy": value / number}}
+            for number in range(len(seconds), 0, -1)
+            for where, value in (("server", 0.6), ("clients", 0.9))
+        ],
         "reports": [a_report(1, 10.0, 11.0), a_report(2, 20.0, 10.0)],
         "told": {
             "pi-0": {"killed": 1, "peak_bytes": 350_000_000, "throttled": 1, "periods": 4},
@@ -35,19 +54,36 @@ def row(text: str, first: str) -> list[str]:
 
 def test_rounds_are_compared_in_turns_without_the_first_of_each() -> None:
     runs = [
-        a_run("blocks", "dense", 99.0, 20.0),
-        a_run("blocks", "pace", 99.0, 2.0),
-        a_run("blocks", "dense", 99.0, 30.0),
-        a_run("blocks", "pace", 99.0, 3.0),
+        a_run("clock", "dense", 59.0, 20.0),
+        a_run("clock", "pace", 59.0, 2.0),
+        a_run("clock", "dense", 59.0, 30.0),
+        a_run("clock", "pace", 59.0, 3.0),
     ]
     text = report(runs)
-    assert row(text, "dense") == ["dense", "20.00", "30.00", "10.0"]
-    assert row(text, "pace") == ["pace", "2.00", "3.00", "1.0"]
+    assert row(text, "dense")[:6] == ["dense", "2", "(2-2)", "25.00", "(20.00-30.00)", "10.0"]
+    assert row(text, "pace")[3:6] == ["2.50", "(2.00-3.00)", "1.0"]
     assert "processes killed: 4; others on this machine kept 0.25 cores busy" in text
 
 
+def test_accuracy_is_that_of_the_server_by_minutes_from_the_first_round() -> None:
+    early, late = a_run("clock", "pace", 30.0, 30.0), a_run("clock", "pace", 60.0, 60.0)
+    late["evaluations"][-2]["metrics"]["accuracy"] = 0.5
+    cells = row(report([early, late], [0.2, 0.5, 0.55]), "pace")
+    # The last accuracies, half of the first ones; then minutes to these targets.
+    assert cells[6:8] == ["0.300", "(0.300-0.300)"]
+    assert cells[8:10] == ["0.8", "(0.5-1.0)"]
+    assert cells[10:12] == ["0.8", "(0.5-1.0)"]
+    assert cells[12:] == ["1", "of", "2", "seeds"]
+
+
+def test_curves_are_drawn(tmp_path: Path) -> None:
+    file = tmp_path / "curves.svg"
+    draw([a_run("clock", way, 30.0, 30.0) for way in ("dense", "pace")], file)
+    assert "</svg>" in file.read_text()
+
+
 def test_predictions_are_held_against_sums_and_single_rounds() -> None:
-    text = report([a_run("long", "pace", 10.0, 20.0)])
+    text = report([a_run("clock", "pace", 10.0, 20.0)])
     cells = row(text, "pi-0")
     assert "75.0%" in cells
     assert "25%" in cells
@@ -70,6 +106,6 @@ def test_who_was_killed_or_gave_up_is_told() -> None:
 
 
 def test_a_round_that_is_not_over_has_no_time() -> None:
-    run = a_run("long", "pace", 10.0)
+    run = a_run("clock", "pace", 10.0)
     run["rounds"].append({"opened_at": 1.0, "closed_at": None})
     assert round_seconds(run) == [10.0]
