@@ -18,7 +18,7 @@ from coppice.method import Task, Update
 from coppice.methods.prunefl.belief import believed
 from coppice.methods.prunefl.estimate import estimate
 from coppice.methods.prunefl.order import LayerOrder, cut, nearest, shared_order
-from coppice.methods.prunefl.pace import Pace, find_pace
+from coppice.methods.prunefl.pace import Pace, find_pace, useful
 from coppice.methods.prunefl.profile import Profile, profile_of
 from coppice.methods.prunefl.reconfigure import prune_share
 from coppice.methods.prunefl.sample import MOST_EVERY, Sample, report_of
@@ -254,33 +254,41 @@ class DeviceScope:
     ) -> tuple[Weights, FleetState]:
         """The fleet with a pace by what is known now, and the weights that it can keep then."""
         fleet = replace(fleet, version=fleet.version + 1)
-        pace = self._pace(fleet, planned)
-        if pace is None:
+        found = self._pace(fleet, planned)
+        if found is None:
             return parameters, fleet
+        profile, pace = found
         kept = {
             name: max(choice.kept[name] for choice in pace.choices.values()) for name in fleet.order
         }
         # The next pace goes by what devices say from now on: some leave, some get slower.
-        forgotten = replace(fleet, pace_seconds=pace.seconds, costs={}, num_examples={})
+        forgotten = replace(
+            fleet, profile=profile, pace_seconds=pace.seconds, costs={}, num_examples={}
+        )
         return remask(parameters, cut(fleet.order, kept), {}), forgotten
 
-    def _pace(self, fleet: FleetState, planned: FleetRound) -> Pace | None:
-        """By what devices have said; None where that, or what weights are worth, is not known."""
+    def _pace(self, fleet: FleetState, planned: FleetRound) -> tuple[Profile, Pace] | None:
+        """What to choose from, and the pace, by what devices have said.
+
+        None where that, or what weights are worth, is not known.
+        """
         profile, costs = fleet.profile, fleet.costs
         has_gains = any(layer.gains[-1] > 0 for layer in profile.layers.values())
         if not (costs and has_gains):
             return None
         shares = {name: float(fleet.num_examples[name]) for name in costs}
+        longest, pause = planned.longest_seconds, fleet.pause_seconds
+        profile = useful(profile, costs, self._max_steps, longest, pause)
         try:
-            return find_pace(
+            return profile, find_pace(
                 profile,
                 costs,
                 shares,
                 self._max_steps,
                 self._settings.include,
                 planned.quorum_of(len(costs)),
-                planned.longest_seconds,
-                fleet.pause_seconds,
+                longest,
+                pause,
             )
         except ValueError:
             # None of these has the memory, or the time, for the fewest weights.

@@ -7,6 +7,10 @@ a whole. Where a round lasts until the slowest is done, what counts is
 
 where c is what passes between two rounds, in which no device trains. For devices that are all
 alike, F is largest at the round time of PruneFL's one mask.
+
+While a fast device waits for others, more weights cost no time, and it would keep all there are:
+weights that only it trains, that the server has to fold, and that others have to hold once they are
+protected. So nobody keeps more than PruneFL's rule would have some device keep that is alone.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import numpy as np
 
 from coppice.device_cost import DeviceCost, Floats
 from coppice.domain import ClientId, Section
-from coppice.methods.prunefl.choice import Choice, chosen
+from coppice.methods.prunefl.choice import Choice, chosen, obstacle
 from coppice.methods.prunefl.paths import Options, Paths
 from coppice.methods.prunefl.profile import Profile
 
@@ -28,6 +32,8 @@ _GRID = 256
 #: Of a round that costs nothing; any gain would be infinite.
 _LEAST_SECONDS = 1e-9
 _HALVINGS = 6
+#: Sums in another order must not make a round too long by their last bit.
+_ROUNDED_UP = 1 + 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +139,28 @@ class Fleet:
         return np.unique(seconds[(last >= 0) & (seconds <= high[last])])
 
 
+def useful(
+    profile: Profile,
+    devices: Mapping[ClientId, DeviceCost],
+    max_steps: int,
+    longest: float = math.inf,
+    pause: float = 0.0,
+) -> Profile:
+    """The profile up to what the device would keep that by PruneFL's rule, alone, keeps the most.
+
+    Arguments as of `find_pace`.
+    """
+    most = dict.fromkeys(profile.layers, 0)
+    for name, cost in devices.items():
+        if obstacle(profile, cost, longest) is not None:
+            continue
+        alone = Fleet(profile, {name: cost}, {name: 1.0}, max_steps, longest, pause)
+        seconds = alone.best_pace(alone.shortest(None))
+        for choice in alone.at(seconds * _ROUNDED_UP).choices.values():
+            most = {layer: max(count, choice.kept[layer]) for layer, count in most.items()}
+    return profile.up_to(most)
+
+
 def find_pace(
     profile: Profile,
     devices: Mapping[ClientId, DeviceCost],
@@ -163,6 +191,4 @@ def find_pace(
     fleet = Fleet(profile, devices, shares, max_steps, longest, pause)
     shortest = fleet.shortest(None if include == "all" else quorum or 1)
     seconds = fleet.best_pace(shortest)
-    # Sums in another order must not make a round too long by their last bit.
-    seconds *= 1 + 1e-9
-    return fleet.at(seconds)
+    return fleet.at(seconds * _ROUNDED_UP)

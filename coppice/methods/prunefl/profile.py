@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -45,6 +46,11 @@ class LayerProfile(Section):
         if not (rises and self.gains[0] >= 0 and self.gains[-1] <= MOST_GAIN):
             raise ValueError("the gains fall, begin below 0 or are too large")
 
+    def up_to(self, count: int) -> LayerProfile:
+        """The same without larger counts."""
+        points = bisect_right(self.kept, count)
+        return LayerProfile(kept=self.kept[:points], gains=self.gains[:points])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Profile(Section):
@@ -71,6 +77,16 @@ class Profile(Section):
     def least(self) -> dict[str, int]:
         """The fewest weights of each layer that may be kept."""
         return {name: layer.kept[0] for name, layer in self.layers.items()}
+
+    def up_to(self, counts: Mapping[str, int]) -> Profile:
+        """The same without counts beyond these; all of the core stays."""
+        return replace(
+            self,
+            layers={
+                name: layer.up_to(max(counts[name], layer.kept[self.levels]))
+                for name, layer in self.layers.items()
+            },
+        )
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
         """ValueError when it is not of a model with these weights."""

@@ -109,5 +109,4 @@ def test_pace_counts_what_passes_between_rounds_by_the_newest_of_them() -> None:
         assert len(fleet_of(run).pauses) == (0 if pause is None else 5)
         paces.append(fleet_of(run).pace_seconds)
     unknown, none, long = paces
-    assert unknown == none
-    assert long > 2 * none
+    assert long > 2 * max(unknown, none)

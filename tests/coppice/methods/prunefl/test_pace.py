@@ -22,7 +22,7 @@ from coppice.device_cost import (
 from coppice.domain import ClientId
 from coppice.methods.prunefl.choice import choose
 from coppice.methods.prunefl.order import LayerOrder, cut, shared_order
-from coppice.methods.prunefl.pace import Fleet, Pace, find_pace
+from coppice.methods.prunefl.pace import Fleet, Pace, find_pace, useful
 from coppice.methods.prunefl.profile import Profile, profile_of
 from coppice.methods.prunefl.reconfigure import reconfigure
 from coppice.sparse import Mask, SparseTensor
@@ -289,6 +289,39 @@ def test_everybody_with_the_memory_for_it_trains_the_whole_core() -> None:
     kept = pace.choices[ClientId("20")].kept
     assert small.time.seconds(profile.least, 1) < 0.9 * small.time.seconds(kept, 1)
     assert all(kept[name] <= count for name, count in core.items())
+
+
+def test_nobody_keeps_more_than_prunefl_would_for_some_device() -> None:
+    case = instance(3)
+    profile, masks = case.profile(), case.prunefl()
+    # All alone they would keep the same, fast and slow.
+    devices = [scaled(case.device, speed) for speed in (1.0, 2.0, 8.0)]
+    bounded = useful(profile, fleet(devices), STEPS)
+    ones = {name: mask.count for name, mask in masks.items()}
+    assert {name: layer.kept[-1] for name, layer in bounded.layers.items()} == ones
+    free, held = paced(profile, devices), paced(bounded, devices)
+    fast = ClientId("0")
+    assert density(free.choices[fast].kept, profile) > density(ones, profile)
+    assert held.choices[fast].kept == ones
+    for name, layer in bounded.layers.items():
+        assert layer.gains == profile.layers[name].gains[: len(layer.gains)]
+    # One for whom what passes between rounds is long would keep more.
+    patient = useful(profile, fleet(devices), STEPS, pause=10.0).layers
+    assert sum(layer.kept[-1] for layer in patient.values()) > sum(ones.values())
+
+
+def test_device_that_cannot_take_part_bounds_nobody() -> None:
+    case = instance(3)
+    profile = case.profile()
+    small = replace(case.device, limit_bytes=10)
+    alone, both = (
+        useful(profile, fleet(devices), STEPS) for devices in ([case.device], [small, case.device])
+    )
+    assert alone == both
+    core = {name: layer.kept[profile.levels] for name, layer in profile.layers.items()}
+    for devices in ([small], [hopeless(case)[0]]):
+        least = useful(profile, fleet(devices), STEPS, longest=10.0)
+        assert {name: layer.kept[-1] for name, layer in least.layers.items()} == core
 
 
 def test_clients_count_by_their_shares() -> None:
