@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.fashion_data import DATA, add_data_argument, deal_out, examples_of, read_both
 from benchmarks.pace import ALPHA, SIZES, TRAINING, WAYS
-from benchmarks.pace_clock import round_seconds, spread
-from benchmarks.pace_report import reports_of, total_seconds
+from benchmarks.pace_clock import round_seconds, spread, total_seconds
+from benchmarks.pace_report import reports_of
 from benchmarks.pace_start import MODEL, pruned_start
 from coppice.app import App, build_model, make_app
 from coppice.cost_learning import LearnedCost

@@ -95,7 +95,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the runs by the clock"
     )
-    parser.add_argument("--minutes", type=float, default=7.0, help="of each run by the clock")
+    parser.add_argument(
+        "--minutes", type=float, default=5.5, help="of each run by the clock, after its first round"
+    )
     parser.add_argument(
         "--targets", type=float, nargs="+", default=[0.7, 0.75, 0.8], help="accuracies to reach"
     )
@@ -318,9 +320,10 @@ class _Bench:
         return []
 
     def _lasted(self, host: RunningServer, run_id: int) -> float:
-        """Seconds since its first round opened."""
+        """Seconds since its first round was over."""
         rounds = host.api.get(f"/runs/{run_id}/rounds")
-        return time.time() - rounds[0]["opened_at"] if rounds else 0.0
+        began = rounds[0]["closed_at"] if rounds else None
+        return 0.0 if began is None else time.time() - began
 
     def _last_words(self, name: str) -> str:
         return (self._folder / f"{name}.log").read_text().splitlines()[-1]

@@ -11,6 +11,8 @@ import numpy as np
 
 from coppice.table import table
 
+_SECONDS = ("download_seconds", "compute_seconds", "upload_seconds")
+
 #: A run as `benchmarks.pace` writes it.
 Run = Mapping[str, Any]
 
@@ -27,7 +29,7 @@ def by_the_clock(runs: Sequence[Run], targets: Sequence[float]) -> str:
             spread([len(round_seconds(run)) for run in own], "{:.0f}"),
             spread(typical[way], "{:.2f}"),
             f"{mean(typical[way]) / mean(typical['pace']):.1f}" if "pace" in typical else "",
-            spread([_curve(run)[-1][1] for run in own], "{:.3f}"),
+            spread([curve[-1][1] for run in own if (curve := _curve(run))], "{:.3f}"),
         ]
         for target in targets:
             minutes = [_minutes_to(run, target) for run in own]
@@ -53,7 +55,9 @@ def draw(runs: Sequence[Run], file: Path) -> None:
     runs = [run for run in runs if run["part"] == "clock"]
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for way in dict.fromkeys(run["way"] for run in runs):
-        curves = [np.array(_curve(run)).T for run in _of(runs, way)]
+        curves = [np.array(curve).T for run in _of(runs, way) if (curve := _curve(run))]
+        if not curves:
+            continue
         first, last = max(curve[0][0] for curve in curves), min(curve[0][-1] for curve in curves)
         minutes = np.linspace(first, last, 200)
         values = np.array([np.interp(minutes, *curve) for curve in curves])
@@ -74,7 +78,7 @@ def round_seconds(run: Run) -> list[float]:
 
 
 def _curve(run: Run) -> list[tuple[float, float]]:
-    """Minutes from the opening of the first round to the close of each that was evaluated, and
+    """Minutes from the offer of the first tasks to the close of each round that was evaluated, and
     the accuracy of the global model then."""
     closed = {item["round_number"]: item["closed_at"] for item in run["rounds"]}
     found = [
@@ -82,8 +86,18 @@ def _curve(run: Run) -> list[tuple[float, float]]:
         for item in run["evaluations"]
         if item["where"] == "server"
     ]
-    begin = run["rounds"][0]["opened_at"]
+    begin = closed[1] - max(total_seconds(item) for item in _first_reports(run))
     return [((closed[number] - begin) / 60, value) for number, value in sorted(found)]
+
+
+def total_seconds(item: Mapping[str, Any]) -> float:
+    """Download, computing and upload, of a report or a forecast."""
+    return sum(float(item[part]) for part in _SECONDS)
+
+
+def _first_reports(run: Run) -> list[Mapping[str, Any]]:
+    reports = (item["report"] for item in run["reports"])
+    return [item for item in reports if item["round_number"] == 1]
 
 
 def _minutes_to(run: Run, target: float) -> float | None:
@@ -97,5 +111,7 @@ def _of(runs: Sequence[Run], way: str) -> list[Run]:
 
 def spread(values: Sequence[float], form: str) -> str:
     """The mean, and from where to where the seeds are."""
+    if not values:
+        return "-"
     shown: Callable[[float], str] = form.format
     return f"{shown(mean(values))} ({shown(min(values))}-{shown(max(values))})"

@@ -7,12 +7,11 @@ from functools import partial
 from statistics import mean, median, mode
 from typing import Any
 
-from benchmarks.pace_clock import by_the_clock, round_seconds
+from benchmarks.pace_clock import by_the_clock, round_seconds, total_seconds
 from coppice.domain import WHY_TEXT
 from coppice.table import table
 from server.printing import size
 
-_SECONDS = ("download_seconds", "compute_seconds", "upload_seconds")
 _PARTS = ("killed", "memory", "clock", "disturbed")
 
 #: A run as `benchmarks.pace` writes it.
@@ -118,8 +117,3 @@ def reports_of(run: Run, name: str) -> list[Report]:
 
 def _sum(told: Sequence[Mapping[str, int]], name: str) -> int:
     return sum(item[name] for item in told)
-
-
-def total_seconds(item: Report) -> float:
-    """Download, computing and upload, of a report or a forecast."""
-    return sum(float(item[part]) for part in _SECONDS)

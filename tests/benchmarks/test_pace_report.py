@@ -66,13 +66,14 @@ def test_rounds_are_compared_in_turns_without_the_first_of_each() -> None:
 
 
 def test_accuracy_is_that_of_the_server_by_minutes_from_the_first_round() -> None:
-    early, late = a_run("clock", "pace", 30.0, 30.0), a_run("clock", "pace", 60.0, 60.0)
-    late["evaluations"][-2]["metrics"]["accuracy"] = 0.5
-    cells = row(report([early, late], [0.2, 0.5, 0.55]), "pace")
+    # In the first round the tasks were offered ten seconds before they were answered.
+    early, late = a_run("clock", "pace", 40.0, 40.0), a_run("clock", "pace", 50.0, 58.0)
+    late["evaluations"][-2]["metrics"]["accuracy"] = 0.25
+    cells = row(report([early, late], [0.2, 0.3, 0.55]), "pace")
     # The last accuracies, half of the first ones; then minutes to these targets.
     assert cells[6:8] == ["0.300", "(0.300-0.300)"]
-    assert cells[8:10] == ["0.8", "(0.5-1.0)"]
-    assert cells[10:12] == ["0.8", "(0.5-1.0)"]
+    assert cells[8:10] == ["0.2", "(0.2-0.2)"]
+    assert cells[10:12] == ["0.7", "(0.2-1.3)"]
     assert cells[12:] == ["1", "of", "2", "seeds"]
 
 
