@@ -87,7 +87,7 @@ def _measure(
     np.savez(folder / "data.npz", x=images, y=labels)
     method = "lottery" if start else "fedavg"
     toml = _RUN.format(classes=classes, rounds=rounds, start=start, method=method)
-    device = ("edge_client", "join", running.address, "--threads", "1", *flags,
+    device = ("edge_client", "join", running.address, "--insecure", "--threads", "1", *flags,
               "--data", str(folder / "data.npz"), "--state", str(folder / "state"))  # fmt: skip
     with started(folder / "client.log", *device) as process:
         client = psutil.Process(process.pid)

@@ -88,7 +88,8 @@ def _train(
     running: RunningServer, arguments: argparse.Namespace, folder: Path
 ) -> list[dict[str, Any]]:
     clients = [
-        ("edge_client", "join", running.address, "--name", f"c{n}", "--threads", "1", "--once",
+        ("edge_client", "join", running.address, "--insecure", "--name", f"c{n}",
+         "--threads", "1", "--once",
          "--data", str(folder / f"c{n}.npz"), "--state", str(folder / f"state-{n}"))
         for n in range(arguments.clients)
     ]  # fmt: skip

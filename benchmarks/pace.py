@@ -270,8 +270,9 @@ class _Bench:
             for name, device in devices.items():
                 device.limit_processor(None)
                 command = device.command(
-                    sys.executable, "-m", "edge_client", "join", host.address, "--name", name,
-                    "--threads", "1", "--data", str(self._file(name, large=job.large)),
+                    sys.executable, "-m", "edge_client", "join", host.address, "--insecure",
+                    "--name", name, "--threads", "1",
+                    "--data", str(self._file(name, large=job.large)),
                     "--state", str(self._state(name)),
                 )  # fmt: skip
                 log = self._folder / f"{name}.log"

@@ -53,7 +53,8 @@ class RunningServer:
 def server(folder: Path, *flags: str) -> Iterator[RunningServer]:
     """A server on free ports, with its data in `folder`."""
     loopback = "127.0.0.1:0"
-    arguments = ("--data", str(folder), "--listen", loopback, "--dashboard", loopback, *flags)
+    ports = ("--listen", loopback, "--dashboard", loopback)
+    arguments = ("--data", str(folder), *ports, "--insecure", *flags)
     with started(folder.with_suffix(".log"), "server", "start", *arguments) as process:
         where = folder / WHERE_FILE
         end = time.monotonic() + _START_SECONDS

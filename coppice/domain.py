@@ -13,7 +13,11 @@ from typing import Annotated, Any, ClassVar, Literal, NewType
 from annotated_types import Ge, Gt, Le, Len, Lt
 
 #: Version of the protocol between server and device; the first call of a device carries it.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
+
+#: The name in every server's certificate. A certificate authority has one server, so a device need
+#: not know what the server's address is called, or whether it has another one today.
+SERVER_TLS_NAME = "coppice-server"
 
 #: A client's name, unique on one server; see `valid_name`.
 ClientId = NewType("ClientId", str)

@@ -3,6 +3,7 @@
 CoppiceError
 ├── Retryable                 the same call may succeed later
 │   ├── ServerUnreachable
+│   │   └── HandshakeRefused
 │   ├── ServerBusy
 │   └── TransferBroken
 └── Fatal                     the same call will fail again; something has to change
@@ -14,6 +15,14 @@ CoppiceError
     ├── ProtocolMismatch
     ├── NameTaken
     ├── NotJoined
+    ├── NotEnrolled
+    ├── TokenRefused
+    ├── AuthorityMismatch
+    ├── CertificateExpired
+    ├── MemberRevoked
+    ├── NoAuthority
+    ├── UnknownMember
+    ├── UnknownToken
     ├── UnknownBlob
     ├── UnknownRun
     ├── UnknownTask
@@ -53,6 +62,10 @@ class ServerUnreachable(Retryable):
     """The server cannot be reached."""
 
     exit_code = 4
+
+
+class HandshakeRefused(ServerUnreachable):
+    """The server closed the connection before it began."""
 
 
 class ServerBusy(Retryable):
@@ -113,6 +126,54 @@ class NameTaken(Fatal):
 
 class NotJoined(Fatal):
     """The server does not know this client; join first."""
+
+    exit_code = 5
+
+
+class NotEnrolled(Fatal):
+    """The device is not enrolled at the server."""
+
+    exit_code = 5
+
+
+class TokenRefused(Fatal):
+    """The server does not take this token."""
+
+    exit_code = 5
+
+
+class AuthorityMismatch(Fatal):
+    """The server has another certificate authority than the token says."""
+
+    exit_code = 5
+
+
+class CertificateExpired(Fatal):
+    """The device's certificate has expired."""
+
+    exit_code = 5
+
+
+class MemberRevoked(Fatal):
+    """The device was revoked."""
+
+    exit_code = 5
+
+
+class NoAuthority(Fatal):
+    """The server runs with --insecure: it has no tokens, certificates or members."""
+
+    exit_code = 5
+
+
+class UnknownMember(Fatal):
+    """No device of this name is enrolled."""
+
+    exit_code = 5
+
+
+class UnknownToken(Fatal):
+    """There is no such token."""
 
     exit_code = 5
 

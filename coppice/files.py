@@ -13,12 +13,15 @@ from coppice.errors import DiskFull, StoreUnusable
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-def write_file(path: Path, data: bytes, *, remedy: str, durable: bool = True) -> None:
+def write_file(
+    path: Path, data: bytes, *, remedy: str, durable: bool = True, secret: bool = False
+) -> None:
     """Replace a file by one with this content; whoever reads it sees the old or the new one.
 
     Args:
         remedy: What the user can do when it fails, as the end of a sentence.
         durable: Whether it survives a power cut once this returns.
+        secret: Whether only this user may read it.
 
     Raises:
         DiskFull, StoreUnusable: The old file is as it was, and nothing else is left.
@@ -26,7 +29,11 @@ def write_file(path: Path, data: bytes, *, remedy: str, durable: bool = True) ->
     temporary = path.with_name(f".{path.name}.new")
     with reporting(path, remedy):
         try:
-            with temporary.open("wb") as file:
+            # What a crash has left there may be readable by others.
+            temporary.unlink(missing_ok=True)
+            mode = 0o600 if secret else 0o666
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with open(descriptor, "wb") as file:
                 file.write(data)
                 if durable:
                     file.flush()

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from coppice import __version__
 from coppice.domain import valid_name
-from coppice.errors import CoppiceError
+from coppice.errors import CoppiceError, TokenRefused
+from coppice.join_token import JoinToken, parse_token
 from edge_client import commands
 from edge_client.state_folder import StateFolder, default_folder
 
@@ -44,12 +45,14 @@ exit codes:
 
 _JOIN = """\
 Joins the server, waits for work, trains, and goes on until it is stopped (Ctrl-C, SIGTERM or
-`fedclient leave`). Connections that break are taken up again. The data may be a .npz file, IDX
-files, a folder of images by class, a CSV or Parquet table, or whatever the app module of the run
-reads."""
+`fedclient leave`). Connections that break are taken up again. The first time it needs a token: the
+server prints the whole line when it is first started, and for `fedserver token create`. The data
+may be a .npz file, IDX files, a folder of images by class, a CSV or Parquet table, or whatever the
+app module of the run reads."""
 
 _JOIN_EXAMPLES = """\
-  fedclient join 192.168.1.10:7433 --data digits.npz
+  fedclient join 192.168.1.10:7433 --token coppice1-... --data digits.npz
+  fedclient join 192.168.1.10:7433 --data digits.npz           (from then on)
   fedclient join pi-lab:7433 --data ~/photos --name kitchen --label room=kitchen
   fedclient join pi-lab:7433 --data readings/ --app my_app.py --once"""
 
@@ -200,6 +203,17 @@ def _add_join(parser: argparse.ArgumentParser) -> None:
     add("server", type=_address, metavar="HOST:PORT", help="the server's address for devices")
     add("--data", type=Path, required=True, metavar="PATH", help="this device's data (required)")
     add(
+        "--token",
+        type=_token,
+        metavar="TOKEN",
+        help="lets this device in; needed once, then what it got by it is kept and renewed",
+    )
+    add(
+        "--insecure",
+        action="store_true",
+        help="for a server on this machine that was started so: no TLS, no token",
+    )
+    add(
         "--label",
         type=_label,
         action="append",
@@ -284,6 +298,13 @@ def _address(text: str) -> str:
             f"{text!r}: write an IPv6 address in brackets, as [::1]:7433"
         )
     return text
+
+
+def _token(text: str) -> JoinToken:
+    try:
+        return parse_token(text)
+    except TokenRefused as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _name(text: str) -> str:

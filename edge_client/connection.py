@@ -8,14 +8,20 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import grpc
 
-from coppice.domain import BlobRef
-from coppice.errors import CoppiceError, ProtocolMismatch, ServerUnreachable, TransferBroken
+from coppice.domain import SERVER_TLS_NAME, BlobRef
+from coppice.errors import (
+    CoppiceError,
+    HandshakeRefused,
+    ProtocolMismatch,
+    ServerUnreachable,
+    TransferBroken,
+)
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.chunks import (
     MAX_CHUNK_BYTES,
@@ -40,7 +46,7 @@ SLOWEST_BYTES_PER_SECOND = 8 * 2**10
 CHUNK_SECONDS = 0.25
 MAX_REASON_LENGTH = 500
 
-_OPTIONS = (
+OPTIONS = (
     *STREAM_OPTIONS,
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -53,10 +59,15 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     # The server is near the device: a proxy that the environment names is not for it.
     ("grpc.enable_http_proxy", 0),
+    # Where there are certificates: see what it says of its name.
+    ("grpc.ssl_target_name_override", SERVER_TLS_NAME),
 )
 
 #: What gRPC says when it cannot reach a server, and what that means.
 _REASONS = (
+    ("wrong_version", "it speaks no TLS: does it run with --insecure, or is the port another's?"),
+    ("verify_failed", "its certificate is not by this device's server; was that set up anew?"),
+    ("bad_signature", "its certificate is not by this device's server; was that set up anew?"),
     ("http1.x", "it speaks HTTP, not gRPC: is this the dashboard's port?"),
     ("http2", "what listens there is not a Coppice server: is this the dashboard's port?"),
     ("http/2", "what listens there is not a Coppice server: is this the dashboard's port?"),
@@ -67,6 +78,9 @@ _REASONS = (
     ("deadline", "there is no answer: is the address right, and does a firewall let it through?"),
     ("timed out", "there is no answer: is the address right, and does a firewall let it through?"),
 )
+
+#: What it says when the server does not like this device's certificate, or the port is another's.
+_CLOSED_AT_ONCE = "failed to connect"
 
 
 class Answer(Protocol):
@@ -96,12 +110,24 @@ class ChunkSize:
 class Connection:
     """One device's calls to one server. The heartbeat may come from a second thread."""
 
-    def __init__(self, address: str, client_id: str, stop: Stop | None = None) -> None:
-        """`address` is HOST:PORT. A request to `stop` cancels the call that is going on."""
+    def __init__(
+        self,
+        address: str,
+        client_id: str,
+        stop: Stop | None = None,
+        credentials: Callable[[], grpc.ChannelCredentials] | None = None,
+    ) -> None:
+        """One for `address` (HOST:PORT); a request to `stop` cancels the call that is going on.
+
+        Args:
+            credentials: What the next channel is opened with; None for a server without TLS,
+                which is told `client_id` instead.
+        """
         self.address = address
         self.bytes_down = 0
         self.bytes_up = 0
-        self._metadata = ((CLIENT_KEY, client_id),)
+        self._credentials = credentials
+        self._metadata = ((CLIENT_KEY, client_id),) if credentials is None else ()
         self._stop = stop if stop is not None else Stop()
         self._down, self._up = ChunkSize(), ChunkSize()
         # A call is never started on a channel that another thread is closing.
@@ -129,6 +155,11 @@ class Connection:
             )
         with self._errors_rebuilt():
             reply: pb.HeartbeatReply = call.result()
+        return reply
+
+    def renew(self, request: pb.RenewRequest) -> pb.Certificate:
+        """A new certificate for this device's key."""
+        reply: pb.Certificate = self._finished(self._start("Renew", request, CALL_SECONDS))
         return reply
 
     def leave(self, reason: str = "") -> None:
@@ -201,11 +232,16 @@ class Connection:
     def _start(self, method: str, request: Any, seconds: float, streams: bool = False) -> Any:
         with self._opening:
             if self._channel is None:
-                self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
+                self._channel = self._opened()
                 self._stub = CoordinationStub(self._channel)
             call = getattr(self._stub, method)
             begin = call if streams else call.future
             return begin(request, timeout=seconds, metadata=self._metadata)
+
+    def _opened(self) -> grpc.Channel:
+        if self._credentials is None:
+            return grpc.insecure_channel(self.address, options=OPTIONS)
+        return grpc.secure_channel(self.address, self._credentials(), options=OPTIONS)
 
     def _finished(self, call: Any) -> Any:
         with self._stop.cancels(call), self._errors_rebuilt():
@@ -220,21 +256,25 @@ class Connection:
             raise ServerUnreachable(f"the connection to {self.address} was closed") from None
         except grpc.RpcError as error:
             self._stop.check()
-            raise self._explained(error_from(error)) from None
+            raise explained(error_from(error), self.address) from None
 
-    def _explained(self, error: CoppiceError) -> CoppiceError:
-        """gRPC's own failures, with the address and what to check."""
-        text = str(error).lower()
-        if type(error) not in (ServerUnreachable, ProtocolMismatch):
-            return error
-        for sign, reason in _REASONS:
-            if sign in text:
-                return ServerUnreachable(
-                    f"no Coppice server can be reached at {self.address}; {reason}"
-                )
-        if isinstance(error, ProtocolMismatch):
-            return error
-        return ServerUnreachable(f"no Coppice server can be reached at {self.address}: {error}")
+
+def explained(error: CoppiceError, address: str) -> CoppiceError:
+    """gRPC's own failures, with the address and what to check."""
+    text = str(error).lower()
+    if type(error) not in (ServerUnreachable, ProtocolMismatch):
+        return error
+    for sign, reason in _REASONS:
+        if sign in text:
+            return ServerUnreachable(f"no Coppice server can be reached at {address}; {reason}")
+    if isinstance(error, ProtocolMismatch):
+        return error
+    if _CLOSED_AT_ONCE in text:
+        return HandshakeRefused(
+            f"the server at {address} closes the connection at once: is this the right port, does "
+            "it run with --insecure or without as this client does, and was it set up anew?"
+        )
+    return ServerUnreachable(f"no Coppice server can be reached at {address}: {error}")
 
 
 def transfer_seconds(size_bytes: int) -> float:

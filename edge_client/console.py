@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TextIO
 
 _BOLD, _YELLOW, _RESET = "\x1b[1m", "\x1b[33m", "\x1b[0m"
@@ -30,6 +31,11 @@ class Console:
         if self._colours:
             shown = f"{colour}{shown}{_RESET}"
         print(f"{shown} {text}", file=self._out, flush=True)
+
+
+def day_text(at: float) -> str:
+    """A time of the epoch in this device's time zone, to the minute."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
 
 
 def size_text(size_bytes: int) -> str:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import time
 from argparse import Namespace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from coppice import __version__
 from coppice.app_module import digest_of, read_source
 from coppice.domain import PROTOCOL_VERSION
-from coppice.errors import UnreadableData
+from coppice.errors import NotEnrolled, Retryable, UnreadableData
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.capability import capability_to_message
-from edge_client.backoff import LONGEST_SECONDS
+from edge_client.backoff import LONGEST_SECONDS, Backoff
 from edge_client.connection import Connection
 from edge_client.console import Console
 from edge_client.journal import Journal
 from edge_client.link import Link
 from edge_client.meter import capability
+from edge_client.papers import Papers, papers_of
 from edge_client.state_folder import Identity, StateFolder
 from edge_client.status import Status, StatusFile
 from edge_client.stop import Stop, Stopped
+
+_LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\]):[0-9]+")
 
 
 def join(arguments: Namespace, folder: StateFolder) -> int:
@@ -29,6 +35,11 @@ def join(arguments: Namespace, folder: StateFolder) -> int:
     if not arguments.data.exists():
         raise UnreadableData(
             f"{arguments.data} does not exist; give the path of this device's data with --data"
+        )
+    if arguments.insecure and not _LOOPBACK.fullmatch(arguments.server):
+        raise NotEnrolled(
+            f"--insecure is for a server on this machine, not for {arguments.server}: leave it "
+            "out, and give the --token that `fedserver token create` prints there"
         )
     app_digest = digest_of(read_source(arguments.app)) if arguments.app else ""
     stop = Stop()
@@ -46,9 +57,13 @@ def _live(arguments: Namespace, folder: StateFolder, app_digest: str, stop: Stop
     console.say("device", f"{identity.name}, state in {folder.path}")
     now = Status(pid=os.getpid(), server=arguments.server, name=identity.name)
     journal = Journal(console, StatusFile(folder.status, now))
-    connection = Connection(arguments.server, identity.name, stop)
+    papers = None if arguments.insecure else _papers(arguments, folder, identity, stop, journal)
+    if papers is not None:
+        identity = replace(identity, name=papers.membership.name)
+    credentials = None if papers is None else papers.credentials
+    connection = Connection(arguments.server, identity.name, stop, credentials)
     request = _join_request(identity, arguments, app_digest)
-    with Link(connection, request, stop, journal) as link:
+    with Link(connection, request, stop, journal, papers=papers) as link:
         link.meet(arguments.wait)
         reply = _first_work(link, stop, journal, arguments, app_digest)
         if reply.HasField("run"):
@@ -73,6 +88,29 @@ def _live(arguments: Namespace, folder: StateFolder, app_digest: str, stop: Stop
         stop.check()
         with Device(plan, link, folder, stop, journal) as device:
             return device.live(reply)
+
+
+def _papers(
+    arguments: Namespace, folder: StateFolder, identity: Identity, stop: Stop, journal: Journal
+) -> Papers:
+    """What this device shows the server: kept from before, or got by its token."""
+    deadline = time.monotonic() + arguments.wait
+    backoff, told = Backoff(), False
+    host = arguments.server.rpartition(":")[0]
+    while True:
+        try:
+            papers, is_new = papers_of(folder, host, arguments.token, identity.name, arguments.name)
+        except Retryable as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            if not told:
+                journal.waiting(error, arguments.wait)
+                told = True
+            stop.wait(min(backoff.next_seconds(), left))
+        else:
+            journal.enrolled(papers.membership.name, papers.membership.expires_at, is_new=is_new)
+            return papers
 
 
 def _first_work(

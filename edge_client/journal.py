@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coppice.domain import WORK_SECONDS, Capability, Forecast, RoundReport
-from edge_client.console import Console, size_text
+from edge_client.console import Console, day_text, size_text
 from edge_client.report_text import memory_text, pruning_text, time_text
 from edge_client.status import StatusFile
 
@@ -50,6 +50,18 @@ class Journal:
     def joined(self, server_name: str, address: str) -> None:
         """The server knows this device."""
         self._console.say("joined", f"{server_name or 'server'} at {address}")
+
+    def enrolled(self, name: str, expires_at: float, *, is_new: bool) -> None:
+        """This device has a certificate, and its token was used for it if it is new."""
+        if is_new:
+            until = day_text(expires_at)
+            self._console.say("enrolled", f"as {name}; the certificate is valid until {until}")
+        self._status.update(name=name, certificate_until=expires_at)
+
+    def certified(self, expires_at: float) -> None:
+        """This device has a new certificate."""
+        self._console.say("renewed", f"the certificate is valid until {day_text(expires_at)}")
+        self._status.update(certificate_until=expires_at)
 
     def lost(self, error: Exception) -> None:
         """The connection broke."""

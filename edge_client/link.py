@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
 from coppice.domain import BlobRef
-from coppice.errors import CoppiceError, NotJoined, Retryable
+from coppice.errors import CertificateExpired, CoppiceError, NotJoined, Retryable
 from coppice.wire import coordination_pb2 as pb
 from edge_client.backoff import Backoff
 from edge_client.connection import Answer, Connection
 from edge_client.heartbeat import Heartbeat
 from edge_client.journal import Journal
+from edge_client.papers import Papers
 from edge_client.stop import Stop, Stopped
 
 T = TypeVar("T")
@@ -29,15 +31,20 @@ class Link:
         stop: Stop,
         journal: Journal,
         backoff: Backoff | None = None,
+        papers: Papers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`request` is what this device joins with, the first time and again."""
+        """`request` is what this device joins with, the first time and again.
+
+        `papers` are what `connection` shows the server, if anything.
+        """
         self.heartbeat = Heartbeat(connection)
         self._connection = connection
         self._request = request
         self._stop = stop
         self._journal = journal
         self._backoff = backoff if backoff is not None else Backoff()
+        self._papers = papers
         self._clock = clock
         self._joined = False
 
@@ -64,7 +71,9 @@ class Link:
         while not self._joined:
             try:
                 self._join()
-            except Retryable as error:
+            except (Retryable, CertificateExpired) as error:
+                if self._mended(error):
+                    continue
                 left = deadline - self._clock()
                 if left <= 0:
                     raise
@@ -77,7 +86,10 @@ class Link:
 
     def poll(self, request: pb.PollRequest) -> pb.PollReply:
         """Wait for work, for ever if need be."""
-        return self._until_done(lambda: self._connection.poll(request))
+        reply = self._until_done(lambda: self._connection.poll(request))
+        if reply.renew and self._papers is not None:
+            self._renew(self._papers)
+        return reply
 
     def fetch(self, ref: BlobRef) -> bytearray:
         """The blob's bytes."""
@@ -103,6 +115,24 @@ class Link:
         self.heartbeat.start(reply.heartbeat_seconds)
         self._journal.joined(reply.server_name, self._connection.address)
 
+    def _mended(self, error: CoppiceError) -> bool:
+        """Whether a new certificate may make the same call succeed."""
+        if self._papers is None or not self._papers.mend(error):
+            return False
+        self._renewed(self._papers)
+        return True
+
+    def _renew(self, papers: Papers) -> None:
+        # What fails now is tried again when the next poll is answered.
+        with suppress(Retryable):
+            papers.renew(self._connection.renew)
+            self._renewed(papers)
+
+    def _renewed(self, papers: Papers) -> None:
+        # The next call opens a channel with the new certificate.
+        self._connection.close()
+        self._journal.certified(papers.membership.expires_at)
+
     def _leave(self, reason: str) -> bool:
         try:
             self._connection.leave(reason)
@@ -119,7 +149,9 @@ class Link:
                     self._join()
                     unknown = False
                 result = attempt()
-            except (Retryable, NotJoined) as error:
+            except (Retryable, NotJoined, CertificateExpired) as error:
+                if self._mended(error):
+                    continue
                 if isinstance(error, NotJoined):
                     unknown = True
                 elif not lost:

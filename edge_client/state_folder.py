@@ -57,6 +57,8 @@ class StateFolder:
         self.private = self.path / "private"
         self.costs = self.path / "costs.json"
         self.traceback = self.path / "traceback.txt"
+        self.key = self.path / "device.key"
+        self.membership = self.path / "membership.json"
         self._identity = self.path / "device.json"
         self._lock = self.path / "lock"
 

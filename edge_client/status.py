@@ -36,6 +36,8 @@ class Status:
     bytes_up: int = 0
     #: What the last round took that this device finished.
     last_round: RoundReport | None = None
+    #: When the device's certificate expires, by its clock; None for a server without TLS.
+    certificate_until: float | None = None
     #: When the phase began, in seconds since the epoch, by the device's clock.
     since: float = 0.0
 

@@ -12,42 +12,36 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import grpc
 import torch
 import uvicorn
 
-from coppice.errors import AddressInUse, DiskFull, StoreUnusable
+from coppice.errors import DiskFull, StoreUnusable
 from coppice.files import write_file
-from coppice.wire.chunks import STREAM_OPTIONS
+from server.addresses import names_of_host, reachable
 from server.announcer import Announcer
+from server.authority import open_authority
 from server.blobs import Blobs
+from server.callers import Certified, Named
 from server.config import WHERE_FILE, Address, ServerConfig
 from server.coordinator import Coordinator
 from server.dashboard.api import make_app
+from server.dashboard.members import Enrolments, join_line
+from server.enrolment import EnrolmentService
 from server.evaluation import Evaluator
 from server.lease import LeaseOwner
+from server.listeners import in_use, listen_for_devices, listen_for_strangers
+from server.members import DAY_SECONDS, Members
 from server.presence import Presence
 from server.resources import Resources
-from server.service import TRANSPORT_MESSAGE_BYTES, CoordinationService
+from server.service import CoordinationService
 from server.store import Store
 from server.submission import submit
 from server.threads import Threads
 
 _LEASE_RENEWAL_SECONDS = 5.0
 _GOODBYE_SECONDS = 1.0
-
-_GRPC_OPTIONS = (
-    *STREAM_OPTIONS,
-    # Two servers on one port would share its clients; the second one has to fail instead.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", TRANSPORT_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.http2.max_ping_strikes", 0),
-)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -66,6 +60,7 @@ class Server:
         self._owner = LeaseOwner.this_process()
         self._stop = asyncio.Event()
         self._interrupted = False
+        self._servers: list[Any] = []
 
     async def run(self) -> None:
         """From start to stop; raises what made it stop, if that was not SIGTERM."""
@@ -106,19 +101,18 @@ class Server:
     async def _open_ports(self) -> None:
         config, resources = self._config, self._resources
         self._socket = _bind(config.dashboard)
-        self._grpc = grpc.aio.server(options=_GRPC_OPTIONS)
+        self._members = None if config.insecure else await self._open_enrolment()
+        callers = Named() if self._members is None else Certified(self._members)
         service = CoordinationService(
-            self._coordinator, resources.blobs, resources.threads, config.name
+            self._coordinator, callers, resources.blobs, resources.threads, config.name
         )
-        self._grpc.add_generic_rpc_handlers((service.handlers(),))
-        try:
-            port = self._grpc.add_insecure_port(str(config.listen))
-        except RuntimeError:
-            raise _in_use(config.listen, "listen") from None
-        self.address = Address(config.listen.host, port)
+        authority = self._members.authority if self._members is not None else None
+        server, self.address = listen_for_devices(config.listen, service, authority)
+        self._servers.append(server)
         self.dashboard = Address(config.dashboard.host, self._socket.getsockname()[1])
         submit_run = partial(submit, resources, self._coordinator)
-        app = make_app(self._coordinator, resources, submit_run)
+        enrolments = None if self._members is None else Enrolments(self._members, self.join_address)
+        app = make_app(self._coordinator, resources, submit_run, enrolments)
         self._web = _Uvicorn(
             uvicorn.Config(
                 app,
@@ -129,12 +123,33 @@ class Server:
             )
         )
 
+    async def _open_enrolment(self) -> Members:
+        """Certificates, who has them, and the port at which devices get them."""
+        config = self._config
+        authority = open_authority(
+            config.data / "authority", config.name, [config.name, *names_of_host()]
+        )
+        members = Members(
+            self._resources,
+            self._coordinator,
+            authority,
+            certificate_seconds=config.certificate_days * DAY_SECONDS,
+            grace_seconds=config.grace_days * DAY_SECONDS,
+        )
+        await members.load()
+        service = EnrolmentService(members, self._coordinator)
+        server, self.enrolment = listen_for_strangers(config.enrolment, service, authority)
+        self._servers.append(server)
+        members.port = self.enrolment.port
+        return members
+
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
-        await self._grpc.start()
-        self._tell_where()
+        for server in self._servers:
+            await server.start()
+        await self._tell_where()
         self._tasks = [
             asyncio.create_task(self._coordinator.run(), name="coordinator"),
             asyncio.create_task(self._renew_lease(), name="lease"),
@@ -150,7 +165,7 @@ class Server:
         resources = self._resources
         resources.announcer.close()
         self._web.should_exit = True
-        await self._grpc.stop(_GOODBYE_SECONDS)
+        await asyncio.gather(*(server.stop(_GOODBYE_SECONDS) for server in self._servers))
         for task in getattr(self, "_tasks", []):
             if task.get_name() != "dashboard":
                 task.cancel()
@@ -180,18 +195,43 @@ class Server:
                 print(f"{time.strftime('%H:%M:%S')} {event.text}", flush=True)
         await self._stop.wait()
 
-    def _tell_where(self) -> None:
-        where = {"pid": os.getpid(), "grpc": str(self.address), "dashboard": self.dashboard_url}
+    async def _tell_where(self) -> None:
+        where = {
+            "pid": os.getpid(),
+            "grpc": str(self.address),
+            "enrolment": None if self._members is None else str(self.enrolment),
+            "join": str(self.join_address),
+            "dashboard": self.dashboard_url,
+        }
         remedy = "choose another folder with --data"
         write_file(
             self._config.data / WHERE_FILE, json.dumps(where).encode(), remedy=remedy, durable=False
         )
         print(f"fedserver {self._config.name} is up")
-        print(f"  devices:   fedclient join {self.address} --data PATH")
+        await self._tell_devices()
         print(f"  dashboard: {self.dashboard_url}")
         print(f"  data:      {self._config.data}", flush=True)
-        if not (self.address.is_loopback and self.dashboard.is_loopback):
-            print("  warning: no TLS and no login yet; use a network that you trust", flush=True)
+        if not self.dashboard.is_loopback:
+            print("  warning: the dashboard has no login yet; use a network that you trust")
+
+    async def _tell_devices(self) -> None:
+        if self._members is None:
+            print(f"  devices:   fedclient join {self.address} --insecure --data PATH")
+            print("  insecure:  no TLS; whoever is on this machine may say that it is any device")
+            return
+        if await self._members.tokens():
+            print(f"  devices:   fedclient join {self.join_address} --data PATH")
+            print("             a new one needs a token: fedserver token create")
+            return
+        _, token = await self._members.create_token(uses=1, valid_seconds=DAY_SECONDS)
+        line = join_line(self.join_address, token)
+        print(f"  devices:   {line} --data PATH")
+        print("             lets one device in, within a day; for others: fedserver token create")
+
+    @property
+    def join_address(self) -> Address:
+        """Where devices of other machines find the server."""
+        return Address(reachable(self.address.host), self.address.port)
 
     @property
     def dashboard_url(self) -> str:
@@ -210,15 +250,8 @@ def _bind(address: Address) -> socket.socket:
         listener.listen()
     except OSError:
         listener.close()
-        raise _in_use(address, "dashboard") from None
+        raise in_use(address, "dashboard") from None
     return listener
-
-
-def _in_use(address: Address, flag: str) -> AddressInUse:
-    return AddressInUse(
-        f"cannot listen on {address}: it is in use or not an address of this machine; "
-        f"choose another one with --{flag} HOST:PORT"
-    )
 
 
 def _make_folder(path: Path) -> None:

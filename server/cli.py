@@ -1,4 +1,4 @@
-"""fedserver: start the server; submit and watch runs."""
+"""fedserver: start the server; submit and watch runs; let devices in and out."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from coppice import __version__
 from coppice.errors import CoppiceError
-from server import run_commands
+from server import member_commands, run_commands
 from server.config import (
     DEFAULT_DASHBOARD_PORT,
     DEFAULT_DATA,
+    DEFAULT_ENROLMENT_PORT,
     DEFAULT_GRPC_PORT,
     ENVIRONMENT_PREFIX,
     resolve,
@@ -23,6 +24,7 @@ _DESCRIPTION = """\
 Coppice's server: schedules the rounds of federated training and aggregates what devices send.
 
   fedserver start                      start it (Ctrl-C stops; start again to go on)
+  fedserver token create               let another device join
   fedserver run submit run.toml        queue a run
   fedserver run log --follow 1         watch it
 """
@@ -45,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_start(commands)
     run_commands.add_parser(commands)
+    member_commands.add_parsers(commands)
     return parser
 
 
@@ -62,8 +65,13 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     start.add_argument(
         "--listen",
         metavar="HOST:PORT",
-        help=f"where devices connect (default: 127.0.0.1:{DEFAULT_GRPC_PORT}, this machine only; "
-        f"0.0.0.0:{DEFAULT_GRPC_PORT} for the network)",
+        help=f"where devices connect (default: 0.0.0.0:{DEFAULT_GRPC_PORT}, from anywhere)",
+    )
+    start.add_argument(
+        "--enrolment",
+        metavar="HOST:PORT",
+        help="where they are let in with a token "
+        f"(default: the port above --listen's, {DEFAULT_ENROLMENT_PORT})",
     )
     start.add_argument(
         "--dashboard",
@@ -79,6 +87,22 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--durable",
         choices=("true", "false"),
         help="whether what is acknowledged is on the disk, not in its cache (default: true)",
+    )
+    start.add_argument(
+        "--certificate-days",
+        metavar="DAYS",
+        help="how long a device's certificate is valid; it renews it by itself (default: 14)",
+    )
+    start.add_argument(
+        "--grace-days",
+        metavar="DAYS",
+        help="how long after that a device that was away needs no new token (default: 90)",
+    )
+    start.add_argument(
+        "--insecure",
+        action="store_const",
+        const="true",
+        help="no TLS and no tokens, for trials on this machine: listens on loopback only",
     )
     start.add_argument("--name", help="the server's name (default: the host's)")
     start.set_defaults(call=_start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -14,8 +15,21 @@ from coppice.errors import RunFileError
 
 ENVIRONMENT_PREFIX = "COPPICE_"
 DEFAULT_GRPC_PORT = 7433
+DEFAULT_ENROLMENT_PORT = 7434
 DEFAULT_DASHBOARD_PORT = 7480
 DEFAULT_DATA = "coppice-data"
+_ANYWHERE = "0.0.0.0"
+_LOOPBACK = "127.0.0.1"
+_LAST_PORT = 65535
+_MOST_DAYS = 3650.0
+
+#: What a key's value is in a TOML file, where it is not a string.
+_KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    "durable": (bool, "true or false"),
+    "insecure": (bool, "true or false"),
+    "certificate_days": ((int, float), "a number"),
+    "grace_days": ((int, float), "a number"),
+}
 
 #: HOST:PORT, or the port alone; an IPv6 address stands in brackets.
 _ADDRESS = re.compile(r"(?:(\[[^\s\[\]]+\]|[^\s:\[\]]*):)?([0-9]{1,5})")
@@ -48,8 +62,15 @@ class ServerConfig:
     data: Path
     #: Where devices connect.
     listen: Address
+    #: Where devices are let in for the first time, or after a long absence.
+    enrolment: Address
     #: Where the page and the HTTP API are.
     dashboard: Address
+    #: No TLS, no certificates: on loopback only.
+    insecure: bool
+    #: How long a device's certificate is valid, and for how long after that its key renews it.
+    certificate_days: float
+    grace_days: float
     #: SQLAlchemy URL of the store; by default a SQLite file in `data`.
     database: str
     #: Whether what is acknowledged is on the disk (fsync). False trades that for speed.
@@ -72,10 +93,24 @@ def resolve(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> 
         if flags.get(field.name) is not None:
             told[field.name] = flags[field.name]
     data = Path(os.path.expanduser(told.get("data", DEFAULT_DATA))).absolute()
+    insecure = _truth("insecure", told.get("insecure", False))
+    host = _LOOPBACK if insecure else _ANYWHERE
+    listen = _address("listen", told.get("listen", ""), Address(host, DEFAULT_GRPC_PORT))
+    if insecure and not listen.is_loopback:
+        raise RunFileError(
+            f"listen: is {listen}; with --insecure only this machine may be let in, as by "
+            f"{_LOOPBACK}:{DEFAULT_GRPC_PORT}: leave --insecure out"
+        )
+    beside = listen.port + 1 if 0 < listen.port < _LAST_PORT else 0
+    local = Address(_LOOPBACK, DEFAULT_DASHBOARD_PORT)
     return ServerConfig(
         data=data,
-        listen=_address("listen", told.get("listen", ""), DEFAULT_GRPC_PORT),
-        dashboard=_address("dashboard", told.get("dashboard", ""), DEFAULT_DASHBOARD_PORT),
+        listen=listen,
+        enrolment=_address("enrolment", told.get("enrolment", ""), Address(listen.host, beside)),
+        dashboard=_address("dashboard", told.get("dashboard", ""), local),
+        insecure=insecure,
+        certificate_days=_days("certificate_days", told.get("certificate_days", 14)),
+        grace_days=_days("grace_days", told.get("grace_days", 90)),
         database=str(told.get("database", f"sqlite:///{data / 'coppice.sqlite'}")),
         durable=_truth("durable", told.get("durable", True)),
         name=str(told.get("name", os.uname().nodename)),
@@ -95,22 +130,32 @@ def _from_file(path: str | None) -> dict[str, Any]:
     if unknown := sorted(told.keys() - set(allowed)):
         raise RunFileError(f"{path}: {unknown[0]} is not a key; allowed are {', '.join(allowed)}")
     for key, value in told.items():
-        kind, name = (bool, "true or false") if key == "durable" else (str, "a string")
-        if not isinstance(value, kind):
+        kind, name = _KINDS.get(key, (str, "a string"))
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
             raise RunFileError(f"{path}: {key} is {value!r}; allowed is {name}")
     return told
 
 
-def _address(key: str, value: object, default_port: int) -> Address:
+def _address(key: str, value: object, default: Address) -> Address:
     text = str(value)
     if not text:
-        return Address("127.0.0.1", default_port)
+        return default
     found = _ADDRESS.fullmatch(text)
-    if found is None or int(found[2]) > 65535:
+    if found is None or int(found[2]) > _LAST_PORT:
+        raise RunFileError(f"{key}: is {value!r}; allowed is HOST:PORT, as in {default}")
+    return Address((found[1] or default.host).strip("[]"), int(found[2]))
+
+
+def _days(key: str, value: object) -> float:
+    try:
+        days = float(str(value))
+    except ValueError:
+        days = math.nan
+    if not 0 < days <= _MOST_DAYS:
         raise RunFileError(
-            f"{key}: is {value!r}; allowed is HOST:PORT, as in 0.0.0.0:{default_port}"
+            f"{key}: is {value!r}; allowed is a number of days above 0, at most {_MOST_DAYS:.0f}"
         )
-    return Address((found[1] or "127.0.0.1").strip("[]"), int(found[2]))
+    return days
 
 
 def _truth(key: str, value: object) -> bool:

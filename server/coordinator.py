@@ -208,6 +208,16 @@ class Coordinator:
         text = f"{client_id} left" + (f": {reason}" if reason else "")
         event = NewEvent("client_left", text, client_id=client_id)
         await self._resources.write(self._store.leave_client, client_id, reason, events=[event])
+        self._forget(client_id)
+
+    async def expel(self, client_id: ClientId) -> None:
+        """A client was revoked, whether or not it is here."""
+        if client_id in self._clients:
+            # Others wait for it no longer, whatever the store takes for its note.
+            self._forget(client_id)
+            await self._resources.write(self._store.leave_client, client_id, "revoked")
+
+    def _forget(self, client_id: ClientId) -> None:
         self._clients.pop(client_id, None)
         if self._polls.pop(client_id, None) is not None:
             self._bell.ring()

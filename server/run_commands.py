@@ -55,18 +55,7 @@ def add_parser(commands: Any) -> None:
     """Add `run` and its commands."""
     run = commands.add_parser("run", help="submit, list, show, stop and follow runs")
     actions = run.add_subparsers(dest="action", required=True, metavar="COMMAND")
-    where = argparse.ArgumentParser(add_help=False)
-    where.add_argument(
-        "--server", metavar="URL", help="the server's dashboard; default: as --data tells"
-    )
-    where.add_argument(
-        "--data",
-        metavar="DIR",
-        type=Path,
-        default=Path(DEFAULT_DATA),
-        help="data folder of the server on this machine (default: %(default)s)",
-    )
-    where.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    where = where_parser()
     submit = actions.add_parser(
         "submit",
         parents=[where],
@@ -97,7 +86,25 @@ def add_parser(commands: Any) -> None:
             parser.add_argument("--follow", action="store_true", help="go on until the run ends")
 
 
-def _api(arguments: argparse.Namespace) -> ApiClient:
+def where_parser() -> argparse.ArgumentParser:
+    """The options by which a command finds the server."""
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument(
+        "--server", metavar="URL", help="the server's dashboard; default: as --data tells"
+    )
+    where.add_argument(
+        "--data",
+        metavar="DIR",
+        type=Path,
+        default=Path(DEFAULT_DATA),
+        help="data folder of the server on this machine (default: %(default)s)",
+    )
+    where.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    return where
+
+
+def api_of(arguments: argparse.Namespace) -> ApiClient:
+    """The server that these options name."""
     return ApiClient(server_url(arguments.server, arguments.data))
 
 
@@ -109,7 +116,7 @@ def _submit(arguments: argparse.Namespace) -> None:
     body = {"toml": text, "folder": str(arguments.file.absolute().parent)}
     if arguments.app is not None:
         body["app"] = str(arguments.app.absolute())
-    answer = _api(arguments).post("/runs", body)
+    answer = api_of(arguments).post("/runs", body)
     if arguments.json:
         print(json.dumps(answer))
     else:
@@ -118,7 +125,7 @@ def _submit(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    runs = _api(arguments).get("/runs")
+    runs = api_of(arguments).get("/runs")
     if arguments.json:
         print(json.dumps(runs))
         return
@@ -137,7 +144,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    api, run_id = _api(arguments), arguments.run_id
+    api, run_id = api_of(arguments), arguments.run_id
     run = api.get(f"/runs/{run_id}")
     after = max(run["round_number"] - _SHOWN_ROUNDS, 0)
     shown = {
@@ -166,7 +173,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _stop(arguments: argparse.Namespace) -> None:
-    _api(arguments).post(f"/runs/{arguments.run_id}/stop", {})
+    api_of(arguments).post(f"/runs/{arguments.run_id}/stop", {})
     if arguments.json:
         print(json.dumps({"run_id": arguments.run_id, "stopping": True}))
     else:
@@ -174,7 +181,7 @@ def _stop(arguments: argparse.Namespace) -> None:
 
 
 def _log(arguments: argparse.Namespace) -> None:
-    api, run_id = _api(arguments), arguments.run_id
+    api, run_id = api_of(arguments), arguments.run_id
     # Asked before the reading: what an ended run has in its log is all there will be.
     ended = api.get(f"/runs/{run_id}")["ended_at"] is not None
     last = 0

@@ -1,27 +1,19 @@
-"""The gRPC service: every handler decodes, calls, encodes.
-
-Messages are parsed here rather than by gRPC, so that one that cannot be parsed is refused, counted
-and logged with its sender like any other bad message.
-"""
+"""The gRPC service of devices: every handler decodes, calls, encodes."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn
 
-import grpc
-from google.protobuf.message import DecodeError, Message
-
-from coppice.domain import PROTOCOL_VERSION, ClientId, valid_name
+from coppice.domain import PROTOCOL_VERSION, ClientId
 from coppice.errors import (
     CoppiceError,
     DiskFull,
     InvalidMessage,
-    NotJoined,
     ProtocolMismatch,
     ServerBusy,
     StoreUnusable,
@@ -40,15 +32,14 @@ from coppice.wire.codec import (
     workload_to_json,
 )
 from coppice.wire.report import report_from_message
-from coppice.wire.status import CLIENT_KEY, status_of
 from server.answers import Answer, CheckIn, EndedRun, OpenRun, OpenTerms
 from server.blobs import Blobs
+from server.callers import Caller, Callers, certificate
 from server.coordinator import Coordinator
+from server.handlers import Context, Service
 from server.presence import HEARTBEAT_SECONDS
 from server.records import ClientRecord, NewTask, TaskRecord
 from server.threads import Threads
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 #: What gRPC lets through; between this and MAX_MESSAGE_BYTES a message is refused by name.
 TRANSPORT_MESSAGE_BYTES = 4 * MAX_MESSAGE_BYTES
@@ -56,41 +47,42 @@ TRANSPORT_MESSAGE_BYTES = 4 * MAX_MESSAGE_BYTES
 _MAX_TEXT_LENGTH = 500
 
 
-def caller(context: Context) -> ClientId:
-    """Who calls: the development identity of proto/README.md, until certificates tell."""
-    for key, value in context.invocation_metadata() or ():
-        if key == CLIENT_KEY and isinstance(value, str) and valid_name(value):
-            return ClientId(value)
-    raise NotJoined(f"the call has no valid {CLIENT_KEY!r} in its metadata")
+class CoordinationService(Service):
+    """`Coordination` of proto/coppice/wire/coordination.proto."""
 
-
-class CoordinationService:
-    """One method a call of proto/coppice/wire/coordination.proto."""
+    name = "Coordination"
 
     def __init__(
-        self, coordinator: Coordinator, blobs: Blobs, threads: Threads, server_name: str
+        self,
+        coordinator: Coordinator,
+        callers: Callers,
+        blobs: Blobs,
+        threads: Threads,
+        server_name: str,
     ) -> None:
         self._coordinator = coordinator
+        self._callers = callers
         self._blobs = blobs
         self._threads = threads
         self._server_name = server_name
 
-    async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinReply:
+    async def Join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:
         if request.protocol_version != PROTOCOL_VERSION:
             raise ProtocolMismatch(
                 f"this server speaks protocol {PROTOCOL_VERSION}, the device "
                 f"{request.protocol_version}: install the same version of coppice on both"
             )
-        await self._coordinator.join(_client_record(request, caller(context)))
+        await self._coordinator.join(_client_record(request, caller))
         return pb.JoinReply(server_name=self._server_name, heartbeat_seconds=HEARTBEAT_SECONDS)
 
-    async def PollTask(self, request: pb.PollRequest, context: Context) -> pb.PollReply:
-        return _poll_reply(await self._coordinator.poll(_check_in(request, caller(context))))
+    async def PollTask(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
+        answer = await self._coordinator.poll(_check_in(request, caller.client_id))
+        reply = _poll_reply(answer)
+        reply.renew = caller.renew
+        return reply
 
-    async def FetchBlob(
-        self, request: pb.FetchRequest, context: Context
-    ) -> AsyncIterator[pb.Chunk]:
-        client_id = caller(context)
+    async def FetchBlob(self, request: pb.FetchRequest, caller: Caller) -> AsyncIterator[pb.Chunk]:
+        client_id = caller.client_id
         self._coordinator.may_fetch(client_id, valid_digest(request.digest))
         chunk_bytes = min(max(request.chunk_bytes, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES)
         with await self._threads.transfer(partial(self._blobs.open, request.digest)) as file:
@@ -103,77 +95,38 @@ class CoordinationService:
                 yield pb.Chunk(data=data)
                 self._coordinator.sent(client_id, len(data))
 
-    async def PushUpdate(
-        self, requests: AsyncIterator[pb.PushChunk], context: Context
-    ) -> pb.Receipt:
+    async def PushUpdate(self, requests: AsyncIterator[pb.PushChunk], caller: Caller) -> pb.Receipt:
         first = await anext(requests, pb.PushChunk())
         if first.WhichOneof("part") != "header":
             raise InvalidMessage("the first message of a push is its header")
-        update = await self._coordinator.push(caller(context), first.header, _data(requests))
+        update = await self._coordinator.push(caller.client_id, first.header, _data(requests))
         return pb.Receipt(task_id=update.task_id, digest=update.blob.digest)
 
-    async def Heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatReply:
+    async def Heartbeat(self, request: pb.HeartbeatRequest, caller: Caller) -> pb.HeartbeatReply:
         wanted = self._coordinator.heartbeat(
-            caller(context), request.task_id, request.steps_done, request.resident_bytes
+            caller.client_id, request.task_id, request.steps_done, request.resident_bytes
         )
         return pb.HeartbeatReply(wanted=wanted)
 
-    async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveReply:
-        await self._coordinator.leave(caller(context), request.reason[:_MAX_TEXT_LENGTH])
+    async def Leave(self, request: pb.LeaveRequest, caller: Caller) -> pb.LeaveReply:
+        await self._coordinator.leave(caller.client_id, request.reason[:_MAX_TEXT_LENGTH])
         return pb.LeaveReply()
 
-    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """All methods, with parsing and the translation of errors around them."""
-        service = pb.DESCRIPTOR.services_by_name["Coordination"]
-        methods = {}
-        for method in service.methods:
-            kind: type[Message] = getattr(pb, method.input_type.name)
-            behaviour = getattr(self, method.name)
-            if method.server_streaming:
-                make, wrapped = grpc.unary_stream_rpc_method_handler, self._stream(behaviour, kind)
-            elif method.client_streaming:
-                make, wrapped = grpc.stream_unary_rpc_method_handler, self._push(behaviour, kind)
-            else:
-                make, wrapped = grpc.unary_unary_rpc_method_handler, self._unary(behaviour, kind)
-            methods[method.name] = make(wrapped, response_serializer=_serialize)
-        return grpc.method_handlers_generic_handler(service.full_name, methods)
+    async def Renew(self, request: pb.RenewRequest, caller: Caller) -> pb.Certificate:
+        return certificate(await self._callers.renewed(request.signing_request, caller))
 
-    def _unary(self, behaviour: Callable[..., Awaitable[Message]], kind: type[Message]) -> Any:
-        async def handle(request: bytes, context: Context) -> Message:
-            try:
-                return await behaviour(_parse(kind, request), context)
-            except CoppiceError as error:
-                await self._refuse(error, context)
+    @contextmanager
+    def called(self, context: Context) -> Iterator[Caller]:
+        """The device that calls."""
+        caller = self._callers.identify(context)
+        with self._callers.running(caller):
+            yield caller
 
-        return handle
-
-    def _push(self, behaviour: Callable[..., Awaitable[Message]], kind: type[Message]) -> Any:
-        async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-            async for request in requests:
-                yield _parse(kind, request)
-
-        async def handle(requests: AsyncIterator[bytes], context: Context) -> Message:
-            try:
-                return await behaviour(parsed(requests), context)
-            except CoppiceError as error:
-                await self._refuse(error, context)
-
-        return handle
-
-    def _stream(self, behaviour: Callable[..., AsyncIterator[Message]], kind: type[Message]) -> Any:
-        async def handle(request: bytes, context: Context) -> AsyncIterator[Message]:
-            try:
-                async for message in behaviour(_parse(kind, request), context):
-                    yield message
-            except CoppiceError as error:
-                await self._refuse(error, context)
-
-        return handle
-
-    async def _refuse(self, error: CoppiceError, context: Context) -> NoReturn:
+    async def refused(self, error: CoppiceError, context: Context) -> CoppiceError:
+        """Count it, and log it if it is new."""
         try:
-            client_id = caller(context)
-        except NotJoined:
+            client_id = self._callers.identify(context).client_id
+        except CoppiceError:
             client_id = None
         try:
             if isinstance(error, DiskFull | StoreUnusable):
@@ -182,24 +135,8 @@ class CoordinationService:
         except (DiskFull, StoreUnusable) as failure:
             # Not the device's fault: the server stops, and the device waits for its return.
             self._coordinator.give_up(failure)
-            error = ServerBusy("the server cannot store anything at present")
-        code, details, metadata = status_of(error)
-        await context.abort(code, details, metadata)
-
-
-def _parse(kind: type[Message], data: bytes) -> Any:
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise InvalidMessage(
-            f"a message has {len(data)} bytes; allowed are {MAX_MESSAGE_BYTES} at most"
-        )
-    try:
-        return kind.FromString(data)
-    except DecodeError:
-        raise InvalidMessage(f"the bytes are not a {kind.DESCRIPTOR.name}") from None
-
-
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
+            return ServerBusy("the server cannot store anything at present")
+        return error
 
 
 async def _data(requests: AsyncIterator[pb.PushChunk]) -> AsyncIterator[bytes]:
@@ -209,12 +146,12 @@ async def _data(requests: AsyncIterator[pb.PushChunk]) -> AsyncIterator[bytes]:
         yield request.data
 
 
-def _client_record(request: pb.JoinRequest, client_id: ClientId) -> ClientRecord:
+def _client_record(request: pb.JoinRequest, caller: Caller) -> ClientRecord:
     if not 8 <= len(request.device_id) <= 64:
         raise InvalidMessage("device_id has 8 to 64 characters")
     return ClientRecord(
-        client_id=client_id,
-        device_id=request.device_id,
+        client_id=caller.client_id,
+        device_id=caller.device_id or request.device_id,
         labels=labels_from_message(request.labels),
         capability=capability_from_message(request.capability),
         app_digest=valid_digest(request.app_digest) if request.app_digest else "",

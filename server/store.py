@@ -2,8 +2,8 @@
 
 `server.tables` says what is kept. A `Store` is also all that it inherits: what can be asked
 (`store_read`), who may write, and the log (`store_write`), clients (`store_clients`), tasks and
-their updates (`store_tasks`), what devices measured (`store_reports`). Writing is for one thread,
-reading for any.
+their updates (`store_tasks`), what devices measured (`store_reports`), who was let in
+(`store_members`). Writing is for one thread, reading for any.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from coppice.errors import StoreUnusable
 from server import tables
 from server.database import Database
 from server.records import NewEvent, RoundState, RunState
-from server.store_reports import StoreReports
+from server.store_members import StoreMembers
 from server.store_rows import of_round, the_round
 from server.store_tasks import close_tasks, set_round
 
@@ -38,8 +38,8 @@ _CLOSE_RUN = (
 )
 
 
-class Store(StoreReports):
-    """Runs, rounds, tasks, updates, reports, clients and the log.
+class Store(StoreMembers):
+    """Runs, rounds, tasks, updates, reports, clients, members and the log.
 
     A method raises StoreUnusable or DiskFull when the database does not work or does not allow
     what is asked, and StoreLeased when another server took the store over; nothing is changed then.

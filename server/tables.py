@@ -211,6 +211,33 @@ clients = Table(
     Column("refusals", BigInteger, nullable=False),
 )
 
+#: What lets devices in. Only who was given a token knows its secret.
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("token_id", Integer, primary_key=True),
+    Column("secret_hash", String(64), nullable=False, unique=True),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("uses", Integer, nullable=False),
+    Column("used", Integer, nullable=False),
+    Column("revoked_at", Double),
+)
+
+#: Every key that was ever let in. Of one name, at most one is not revoked.
+members = Table(
+    "members",
+    metadata,
+    Column("fingerprint", String(64), primary_key=True),
+    Column("name", NAME, nullable=False),
+    Column("serial", String(40), nullable=False),
+    Column("token_id", ForeignKey("tokens.token_id"), nullable=False),
+    Column("enrolled_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("revoked_at", Double),
+    Index(None, "name"),
+)
+
 #: The log, for people and the dashboard.
 events = Table(
     "events",

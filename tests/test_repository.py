@@ -123,7 +123,7 @@ def test_a_device_installs_nothing_of_the_server() -> None:
     assert not names & extras
     assert names == {
         "torch", "numpy", "grpcio", "protobuf", "psutil", "safetensors", "annotated-types",
-        "zstandard",
+        "zstandard", "cryptography",
     }  # fmt: skip
 
 

@@ -6,6 +6,44 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class AuthorityRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AuthorityReply(_message.Message):
+    __slots__ = ("certificate",)
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    def __init__(self, certificate: _Optional[bytes] = ...) -> None: ...
+
+class EnrolRequest(_message.Message):
+    __slots__ = ("protocol_version", "signing_request", "secret", "name")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SIGNING_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    signing_request: bytes
+    secret: bytes
+    name: str
+    def __init__(self, protocol_version: _Optional[int] = ..., signing_request: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., name: _Optional[str] = ...) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ("signing_request",)
+    SIGNING_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    signing_request: bytes
+    def __init__(self, signing_request: _Optional[bytes] = ...) -> None: ...
+
+class Certificate(_message.Message):
+    __slots__ = ("certificate", "name", "valid_seconds")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALID_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    name: str
+    valid_seconds: float
+    def __init__(self, certificate: _Optional[bytes] = ..., name: _Optional[str] = ..., valid_seconds: _Optional[float] = ...) -> None: ...
+
 class Capability(_message.Message):
     __slots__ = ("memory_bytes", "num_threads", "machine", "memory_bound_by", "cores", "temperature_celsius", "throttled")
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -128,18 +166,20 @@ class Choice(_message.Message):
     def __init__(self, round_number: _Optional[int] = ..., values_json: _Optional[str] = ...) -> None: ...
 
 class PollReply(_message.Message):
-    __slots__ = ("run", "terms", "task", "over", "wait")
+    __slots__ = ("run", "terms", "task", "over", "wait", "renew")
     RUN_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     OVER_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
+    RENEW_FIELD_NUMBER: _ClassVar[int]
     run: RunOffer
     terms: TermsOffer
     task: TaskOffer
     over: RunOver
     wait: Wait
-    def __init__(self, run: _Optional[_Union[RunOffer, _Mapping]] = ..., terms: _Optional[_Union[TermsOffer, _Mapping]] = ..., task: _Optional[_Union[TaskOffer, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ...) -> None: ...
+    renew: bool
+    def __init__(self, run: _Optional[_Union[RunOffer, _Mapping]] = ..., terms: _Optional[_Union[TermsOffer, _Mapping]] = ..., task: _Optional[_Union[TaskOffer, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., renew: _Optional[bool] = ...) -> None: ...
 
 class RunOffer(_message.Message):
     __slots__ = ("run_id", "run_key", "workload_json")

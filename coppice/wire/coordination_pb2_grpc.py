@@ -64,6 +64,11 @@ class CoordinationStub:
                 request_serializer=coppice_dot_wire_dot_coordination__pb2.LeaveRequest.SerializeToString,
                 response_deserializer=coppice_dot_wire_dot_coordination__pb2.LeaveReply.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/coppice.wire.Coordination/Renew',
+                request_serializer=coppice_dot_wire_dot_coordination__pb2.RenewRequest.SerializeToString,
+                response_deserializer=coppice_dot_wire_dot_coordination__pb2.Certificate.FromString,
+                _registered_method=True)
 
 
 class CoordinationServicer:
@@ -105,6 +110,12 @@ class CoordinationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -137,6 +148,11 @@ def add_CoordinationServicer_to_server(servicer, server):
                     servicer.Leave,
                     request_deserializer=coppice_dot_wire_dot_coordination__pb2.LeaveRequest.FromString,
                     response_serializer=coppice_dot_wire_dot_coordination__pb2.LeaveReply.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=coppice_dot_wire_dot_coordination__pb2.RenewRequest.FromString,
+                    response_serializer=coppice_dot_wire_dot_coordination__pb2.Certificate.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -301,6 +317,194 @@ class Coordination:
             '/coppice.wire.Coordination/Leave',
             coppice_dot_wire_dot_coordination__pb2.LeaveRequest.SerializeToString,
             coppice_dot_wire_dot_coordination__pb2.LeaveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coppice.wire.Coordination/Renew',
+            coppice_dot_wire_dot_coordination__pb2.RenewRequest.SerializeToString,
+            coppice_dot_wire_dot_coordination__pb2.Certificate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class EnrolmentStub:
+    """Of a port of its own, which asks for no certificate.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Authority = channel.unary_unary(
+                '/coppice.wire.Enrolment/Authority',
+                request_serializer=coppice_dot_wire_dot_coordination__pb2.AuthorityRequest.SerializeToString,
+                response_deserializer=coppice_dot_wire_dot_coordination__pb2.AuthorityReply.FromString,
+                _registered_method=True)
+        self.Enrol = channel.unary_unary(
+                '/coppice.wire.Enrolment/Enrol',
+                request_serializer=coppice_dot_wire_dot_coordination__pb2.EnrolRequest.SerializeToString,
+                response_deserializer=coppice_dot_wire_dot_coordination__pb2.Certificate.FromString,
+                _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/coppice.wire.Enrolment/Renew',
+                request_serializer=coppice_dot_wire_dot_coordination__pb2.RenewRequest.SerializeToString,
+                response_deserializer=coppice_dot_wire_dot_coordination__pb2.Certificate.FromString,
+                _registered_method=True)
+
+
+class EnrolmentServicer:
+    """Of a port of its own, which asks for no certificate.
+    """
+
+    def Authority(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Enrol(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EnrolmentServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Authority': grpc.unary_unary_rpc_method_handler(
+                    servicer.Authority,
+                    request_deserializer=coppice_dot_wire_dot_coordination__pb2.AuthorityRequest.FromString,
+                    response_serializer=coppice_dot_wire_dot_coordination__pb2.AuthorityReply.SerializeToString,
+            ),
+            'Enrol': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enrol,
+                    request_deserializer=coppice_dot_wire_dot_coordination__pb2.EnrolRequest.FromString,
+                    response_serializer=coppice_dot_wire_dot_coordination__pb2.Certificate.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=coppice_dot_wire_dot_coordination__pb2.RenewRequest.FromString,
+                    response_serializer=coppice_dot_wire_dot_coordination__pb2.Certificate.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'coppice.wire.Enrolment', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('coppice.wire.Enrolment', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Enrolment:
+    """Of a port of its own, which asks for no certificate.
+    """
+
+    @staticmethod
+    def Authority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coppice.wire.Enrolment/Authority',
+            coppice_dot_wire_dot_coordination__pb2.AuthorityRequest.SerializeToString,
+            coppice_dot_wire_dot_coordination__pb2.AuthorityReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Enrol(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coppice.wire.Enrolment/Enrol',
+            coppice_dot_wire_dot_coordination__pb2.EnrolRequest.SerializeToString,
+            coppice_dot_wire_dot_coordination__pb2.Certificate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coppice.wire.Enrolment/Renew',
+            coppice_dot_wire_dot_coordination__pb2.RenewRequest.SerializeToString,
+            coppice_dot_wire_dot_coordination__pb2.Certificate.FromString,
             options,
             channel_credentials,
             insecure,

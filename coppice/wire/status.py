@@ -12,11 +12,12 @@ from coppice.errors import CoppiceError
 #: Trailing metadata that names the class of the error.
 ERROR_KEY = "coppice-error"
 
-#: Metadata that names the caller, until certificates do.
+#: Metadata that names the caller of a server without certificates.
 CLIENT_KEY = "coppice-client"
 
 STATUS: Mapping[type[CoppiceError], grpc.StatusCode] = {
     errors.ServerUnreachable: grpc.StatusCode.UNAVAILABLE,
+    errors.HandshakeRefused: grpc.StatusCode.UNAVAILABLE,
     errors.ServerBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TransferBroken: grpc.StatusCode.DATA_LOSS,
     errors.DataError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -27,6 +28,14 @@ STATUS: Mapping[type[CoppiceError], grpc.StatusCode] = {
     errors.ProtocolMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NameTaken: grpc.StatusCode.ALREADY_EXISTS,
     errors.NotJoined: grpc.StatusCode.UNAUTHENTICATED,
+    errors.NotEnrolled: grpc.StatusCode.UNAUTHENTICATED,
+    errors.TokenRefused: grpc.StatusCode.PERMISSION_DENIED,
+    errors.AuthorityMismatch: grpc.StatusCode.UNAUTHENTICATED,
+    errors.CertificateExpired: grpc.StatusCode.UNAUTHENTICATED,
+    errors.MemberRevoked: grpc.StatusCode.PERMISSION_DENIED,
+    errors.NoAuthority: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnknownMember: grpc.StatusCode.NOT_FOUND,
+    errors.UnknownToken: grpc.StatusCode.NOT_FOUND,
     errors.UnknownBlob: grpc.StatusCode.NOT_FOUND,
     errors.UnknownRun: grpc.StatusCode.NOT_FOUND,
     errors.UnknownTask: grpc.StatusCode.NOT_FOUND,

@@ -70,7 +70,8 @@ def _run(output: Path) -> None:
             "/runs", {"toml": (output / "run.toml").read_text(), "folder": str(output)}
         )["run_id"]
         print(f"dashboard: {where['dashboard']}\n")
-        with _devices(output, where["grpc"]) as devices:
+        token = api.post("/tokens", {"uses": NUM_DEVICES})["token"]
+        with _devices(output, where["grpc"], token) as devices:
             run = _watch(api, run_id, [server, *devices])
         _report(api, run, output)
 
@@ -144,16 +145,25 @@ def _uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _devices(output: Path, address: str, number: int = 1) -> Iterator[list[Any]]:
+def _devices(output: Path, address: str, token: str, number: int = 1) -> Iterator[list[Any]]:
     if number > NUM_DEVICES:
         yield []
         return
     name = f"pi-{number}"
-    join = ("join", address, "--name", name, "--data", str(output / f"{name}.npz"))
+    join = (
+        "join",
+        address,
+        "--token",
+        token,
+        "--name",
+        name,
+        "--data",
+        str(output / f"{name}.npz"),
+    )
     state = ("--state", str(output / name), "--threads", "1", "--once")
     with (
         _started(output, name, "edge_client", *join, *state) as process,
-        _devices(output, address, number + 1) as others,
+        _devices(output, address, token, number + 1) as others,
     ):
         yield [process, *others]
 

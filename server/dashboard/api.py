@@ -19,6 +19,7 @@ from coppice import __version__
 from coppice.errors import UnknownBlob
 from server.coordinator import Coordinator
 from server.dashboard.guard import Guard
+from server.dashboard.members import Enrolments, member_routes
 from server.dashboard.problems import Problem, explain_errors
 from server.dashboard.stream import event_stream
 from server.records import (
@@ -79,8 +80,16 @@ class SeenClient(ClientRecord):
     last_round: ReportRecord | None
 
 
-def make_app(coordinator: Coordinator, resources: Resources, submit: Submit) -> FastAPI:
-    """The page at `/`, the API below `/api`. It runs in the coordinator's event loop."""
+def make_app(
+    coordinator: Coordinator,
+    resources: Resources,
+    submit: Submit,
+    enrolments: Enrolments | None = None,
+) -> FastAPI:
+    """The page at `/`, the API below `/api`. It runs in the coordinator's event loop.
+
+    Without `enrolments` nobody is let in or out: the server runs with --insecure.
+    """
     app = FastAPI(
         title="Coppice",
         version=__version__,
@@ -94,6 +103,7 @@ def make_app(coordinator: Coordinator, resources: Resources, submit: Submit) -> 
     app.add_middleware(Guard)
     app.include_router(_present(coordinator, resources), prefix="/api")
     app.include_router(_runs(coordinator, resources, submit), prefix="/api/runs")
+    app.include_router(member_routes(enrolments), prefix="/api")
     app.mount("/", StaticFiles(directory=_STATIC, html=True))
     return app
 

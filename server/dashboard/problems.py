@@ -17,13 +17,16 @@ from coppice.errors import (
     DataError,
     DiskFull,
     InvalidMessage,
+    NoAuthority,
     Retryable,
     RoundClosed,
     RunFileError,
     StoreUnusable,
     UnknownBlob,
+    UnknownMember,
     UnknownRun,
     UnknownTask,
+    UnknownToken,
 )
 
 #: HTTP status of an error, by its class or the nearest class above it; others are our own fault.
@@ -36,6 +39,9 @@ STATUS: Mapping[type[Exception], int] = {
     UnknownRun: 404,
     UnknownTask: 404,
     UnknownBlob: 404,
+    UnknownMember: 404,
+    UnknownToken: 404,
+    NoAuthority: 409,
     RoundClosed: 409,
     StoreUnusable: 503,
     DiskFull: 503,

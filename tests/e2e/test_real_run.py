@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, expect
 
 from coppice.model_file import load_model, read_info
 from coppice.partition import DirichletPartitioner
+from server.api_client import ApiClient
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "deploy" / "demo" / "digits.npz"
@@ -120,8 +121,10 @@ def test_a_run_of_real_programs_is_watched_to_its_end(browser: Browser, tmp_path
         assert json.loads(submitted.stdout) == {"run_id": 1}
         expect(page.locator("#run-name")).to_have_text("digits")
 
+        token = ApiClient(where["dashboard"]).post("/tokens", {"uses": 2})["token"]
         for name in ("pi-1", "pi-2"):
-            join = ("join", where["grpc"], "--name", name, "--data", f"{name}.npz")
+            enrol = ("join", where["grpc"], "--token", token)
+            join = (*enrol, "--name", name, "--data", f"{name}.npz")
             stack.enter_context(
                 program(tmp_path, "edge_client", *join, "--state", name, "--threads", "1")
             )

@@ -29,6 +29,9 @@ from tests.edge_client.test_model_keeper import local, ready
 __all__ = ["local", "ready"]
 
 ROOT = Path(__file__).parents[2]
+#: Port 1 of loopback is privileged and unused.
+NOBODY = ("127.0.0.1:1", "--insecure")
+
 NAMED = Status(pid=7, server="host:1", name="kitchen", run="tiny", round_number=3, phase="training")
 
 REPORT = RoundReport(
@@ -116,9 +119,8 @@ def test_missing_app_is_exit_code_6(
 def test_no_server_is_exit_code_4(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Port 1 of loopback is privileged and unused.
     state = tmp_path / "state"
-    assert run("join", "127.0.0.1:1", "--data", data, "--state", state, "--wait", "0") == 4
+    assert run("join", *NOBODY, "--data", data, "--state", state, "--wait", "0") == 4
     error = capsys.readouterr().err
     assert error.startswith("fedclient: no Coppice server can be reached at 127.0.0.1:1; ")
     assert error.count("\n") == 1
@@ -128,7 +130,7 @@ def test_second_client_of_a_folder_is_exit_code_7(
     folder: StateFolder, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with folder.locked():
-        assert run("join", "127.0.0.1:1", "--data", data, "--state", folder.path) == 7
+        assert run("join", *NOBODY, "--data", data, "--state", folder.path) == 7
     assert f"running already (pid {os.getpid()})" in capsys.readouterr().err
 
 

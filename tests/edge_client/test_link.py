@@ -94,7 +94,7 @@ class Setup:
             self.time,
             Journal(Console(self.out), status),
             Backoff(Ceilings()),
-            self.time.clock,
+            clock=self.time.clock,
         )
 
     @property

@@ -31,6 +31,7 @@ def join(fedclient: Start, server: FakeServer, data: Path, tmp_path: Path) -> St
         return fedclient(
             "join",
             server.address,
+            "--insecure",
             "--data",
             data,
             "--state",
@@ -83,7 +84,7 @@ def test_whole_life_with_once(join: Start, server: FakeServer, tmp_path: Path) -
     assert (code, errors) == (0, "")
     request = server.of("Join")[0]
     assert dict(request.labels) == {"room": "kitchen", "floor": "1"}
-    assert request.protocol_version == 2
+    assert request.protocol_version == 3
     assert request.software.startswith("coppice ")
     identity = StateFolder(tmp_path / "state").identity()
     assert request.device_id == identity.device_id

@@ -88,7 +88,9 @@ class Server:
         self._listen = self._dashboard = ANY_PORT
 
     def start(self) -> Server:
-        arguments = ("--data", self.data, "--listen", self._listen, "--dashboard", self._dashboard)
+        ports = ("--listen", self._listen, "--dashboard", self._dashboard)
+        # Where identity is the subject, there are certificates: see `enrolled.py`.
+        arguments = ("--data", self.data, *ports, "--insecure")
         self.program = Program(self.log, "-m server", "start", *arguments, "--durable", "true")
         where = until(self._where, "the server is up", self.program)
         self.address = self._listen = str(where["grpc"])
@@ -216,7 +218,7 @@ class Device:
         self.program = Program(
             self.log,
             "-m edge_client",
-            *("join", address, *arguments, "--threads", "1", *self._flags, *flags),
+            *("join", address, "--insecure", *arguments, "--threads", "1", *self._flags, *flags),
             GATE=str(self.gate.path),
         )
         return self

@@ -81,14 +81,16 @@ class Scene:
     idle_port: str
 
     def start(self, data: Path, listen: str = ANY_PORT, dashboard: str = ANY_PORT) -> Call:
-        return SERVER, ("start", "--data", data, "--listen", listen, "--dashboard", dashboard)
+        ports = ("--listen", listen, "--dashboard", dashboard)
+        return SERVER, ("start", "--data", data, *ports, "--insecure")
 
     def join(self, data: str, *flags: object, address: str | None = None) -> Call:
         name = f"device-{len(list(self.states.iterdir()))}"
         (self.states / name).mkdir()
         where = ("--name", name, "--state", self.states / name, "--wait", "0", "--threads", "1")
         return CLIENT, (
-            "join", address or self.host.address, "--data", self.files / data, *where, *flags
+            "join", address or self.host.address, "--insecure", "--data", self.files / data,
+            *where, *flags
         )  # fmt: skip
 
 
@@ -311,7 +313,7 @@ def test_proxy_that_the_environment_names_is_not_asked_for_a_server_nearby(
     listed = call(SERVER, "run", "list", "--data", host.data, **variables)
     assert (listed.code, listed.err) == (0, "")
     flags = ("--data", files / "label.npz", "--state", tmp_path / "state", "--wait", "0")
-    joined = call(CLIENT, "join", host.address, *flags, **variables)
+    joined = call(CLIENT, "join", host.address, "--insecure", *flags, **variables)
     assert_one_line(joined, 3, "labels go from 3 to 10")
 
 
@@ -324,7 +326,8 @@ def test_second_client_with_the_same_state_or_name_is_refused(
     with Fleet(tmp_path) as fleet:
         fleet.join("pi-1", digits["pi-1"])
         fleet.server.wait_for("client_joined", client_id="pi-1")
-        same = ("join", fleet.server.address, "--data", digits["pi-1"], "--name", "pi-1")
+        where = ("join", fleet.server.address, "--insecure")
+        same = (*where, "--data", digits["pi-1"], "--name", "pi-1")
         outcome = call(CLIENT, *same, "--state", fleet.devices["pi-1"].state)
         assert_one_line(outcome, 7, "is running already", "fedclient leave")
         outcome = call(CLIENT, *same, "--state", tmp_path / "elsewhere")

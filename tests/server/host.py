@@ -27,6 +27,7 @@ from coppice.wire.status import CLIENT_KEY, ERROR_KEY
 from server import run_driver
 from server.announcer import Announcer
 from server.blobs import Blobs
+from server.callers import Named
 from server.coordinator import Coordinator
 from server.evaluation import Evaluator
 from server.presence import Presence
@@ -80,7 +81,7 @@ class Host:
             options=[("grpc.max_receive_message_length", TRANSPORT_MESSAGE_BYTES)]
         )
         service = CoordinationService(
-            self.coordinator, self.resources.blobs, self.resources.threads, "host"
+            self.coordinator, Named(), self.resources.blobs, self.resources.threads, "host"
         )
         server.add_generic_rpc_handlers((service.handlers(),))
         self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

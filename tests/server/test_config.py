@@ -18,6 +18,9 @@ FLAGS = {
     "database": "sqlite:///flag",
     "durable": "false",
     "name": "flag",
+    "enrolment": "flag:3",
+    "certificate_days": "4",
+    "grace_days": "5.5",
 }
 VARIABLES = {
     "COPPICE_DATA": "by-variable",
@@ -26,6 +29,9 @@ VARIABLES = {
     "COPPICE_DATABASE": "sqlite:///variable",
     "COPPICE_DURABLE": "false",
     "COPPICE_NAME": "variable",
+    "COPPICE_ENROLMENT": "variable:3",
+    "COPPICE_CERTIFICATE_DAYS": "4",
+    "COPPICE_GRACE_DAYS": "5.5",
 }
 FILE = """
 data = "by-file"
@@ -34,6 +40,9 @@ dashboard = "file:2"
 database = "sqlite:///file"
 durable = false
 name = "file"
+enrolment = "file:3"
+certificate_days = 4
+grace_days = 5.5
 """
 
 
@@ -41,7 +50,11 @@ def all_from(source: str) -> ServerConfig:
     return ServerConfig(
         data=Path(f"by-{source}").absolute(),
         listen=Address(source, 1),
+        enrolment=Address(source, 3),
         dashboard=Address(source, 2),
+        insecure=False,
+        certificate_days=4.0,
+        grace_days=5.5,
         database=f"sqlite:///{source}",
         durable=False,
         name=source,
@@ -55,18 +68,47 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_defaults_are_for_this_machine_only() -> None:
+def test_defaults_let_devices_in_from_anywhere_and_people_from_this_machine() -> None:
     data = Path("coppice-data").absolute()
     config = resolve({}, {})
     assert config == ServerConfig(
         data=data,
-        listen=Address("127.0.0.1", 7433),
+        listen=Address("0.0.0.0", 7433),
+        enrolment=Address("0.0.0.0", 7434),
         dashboard=Address("127.0.0.1", 7480),
+        insecure=False,
+        certificate_days=14.0,
+        grace_days=90.0,
         database=f"sqlite:///{data}/coppice.sqlite",
         durable=True,
         name=os.uname().nodename,
     )
-    assert config.listen.is_loopback
+    assert config.dashboard.is_loopback
+
+
+@pytest.mark.parametrize(
+    ("listen", "enrolment"),
+    [("10.0.0.7:9000", "10.0.0.7:9001"), ("[::]:0", "[::]:0"), ("10.0.0.7:65535", "10.0.0.7:0")],
+)
+def test_devices_enrol_beside_where_they_connect(listen: str, enrolment: str) -> None:
+    assert str(resolve({"listen": listen}, {}).enrolment) == enrolment
+    told = resolve({"listen": listen, "enrolment": "10.0.0.8:1"}, {})
+    assert str(told.enrolment) == "10.0.0.8:1"
+
+
+def test_insecure_is_for_this_machine_only() -> None:
+    config = resolve({"insecure": "true"}, {})
+    assert (config.insecure, str(config.listen)) == (True, "127.0.0.1:7433")
+    assert resolve({"insecure": "true", "listen": "[::1]:1"}, {}).listen.port == 1
+    for listen in ("0.0.0.0:7433", "192.168.0.1:7433"):
+        with pytest.raises(RunFileError, match="only this machine may be let in"):
+            resolve({"insecure": "true", "listen": listen}, {})
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "nan", "soon", "3651"])
+def test_days_are_bounded(days: str) -> None:
+    with pytest.raises(RunFileError, match=r"grace_days: is .*; allowed is a number of days"):
+        resolve({"grace_days": days}, {})
 
 
 def test_file_wins_over_defaults(file: Path) -> None:
@@ -107,9 +149,9 @@ def test_store_is_in_the_data_folder_wherever_that_is() -> None:
         ("localhost:0", Address("localhost", 0), "localhost:0"),
         ("[::1]:7433", Address("::1", 7433), "[::1]:7433"),
         ("[::]:65535", Address("::", 65535), "[::]:65535"),
-        ("8080", Address("127.0.0.1", 8080), "127.0.0.1:8080"),
-        (":8080", Address("127.0.0.1", 8080), "127.0.0.1:8080"),
-        ("", Address("127.0.0.1", 7433), "127.0.0.1:7433"),
+        ("8080", Address("0.0.0.0", 8080), "0.0.0.0:8080"),
+        (":8080", Address("0.0.0.0", 8080), "0.0.0.0:8080"),
+        ("", Address("0.0.0.0", 7433), "0.0.0.0:7433"),
     ],
 )
 def test_address_is_read_and_shown(text: str, address: Address, shown: str) -> None:
@@ -168,7 +210,8 @@ class TestFile:
     def test_unknown_key_is_named_with_those_allowed(self, file: Path) -> None:
         assert self.error(file, 'lisent = "x"') == (
             f"{file}: lisent is not a key; "
-            "allowed are data, listen, dashboard, database, durable, name"
+            "allowed are data, listen, enrolment, dashboard, insecure, certificate_days, "
+            "grace_days, database, durable, name"
         )
 
     def test_syntax_error_tells_the_line(self, file: Path) -> None:

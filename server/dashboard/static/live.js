@@ -21,6 +21,11 @@ const CHANGES = {
   client_joined: ["status", "clients"],
   client_left: ["status", "clients"],
   client_suspected: ["status", "clients"],
+  token_created: [],
+  token_revoked: [],
+  member_enrolled: [],
+  member_renewed: [],
+  member_revoked: ["status", "clients"],
   call_refused: ["status", "clients"],
 };
 const EVERYTHING = [...CHANGES.listening, "log"];

@@ -1,0 +1,66 @@
+"""How often strangers may try: some attempts at once, then a few in a minute."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coppice.errors import ServerBusy
+
+#: Attempts of one address at once, and in a second from then on.
+BURST, PER_SECOND = 10.0, 0.2
+#: The same of all addresses together.
+TOTAL_BURST, TOTAL_PER_SECOND = 200.0, 20.0
+#: Addresses that are remembered; of more, those that were silent for longest are forgotten.
+MOST_ADDRESSES = 4096
+
+
+@dataclass
+class _Bucket:
+    left: float
+    at: float
+
+
+class Attempts:
+    """Counts attempts. Belongs to the event loop's thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._total = _Bucket(TOTAL_BURST, clock())
+        self._addresses: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def count(self, address: str) -> None:
+        """One more attempt of this address; ServerBusy when it is one too many."""
+        now = self._clock()
+        source = _network(address)
+        bucket = self._addresses.setdefault(source, _Bucket(BURST, now))
+        self._addresses.move_to_end(source)
+        if len(self._addresses) > MOST_ADDRESSES:
+            self._addresses.popitem(last=False)
+        # An address that tries too often takes nothing from the others.
+        if not _take(bucket, BURST, PER_SECOND, now):
+            raise ServerBusy("too many attempts from this address; wait a minute and try again")
+        if not _take(self._total, TOTAL_BURST, TOTAL_PER_SECOND, now):
+            raise ServerBusy("too many devices try at the same time; wait a little and try again")
+
+
+def _take(bucket: _Bucket, burst: float, per_second: float, now: float) -> bool:
+    bucket.left = min(burst, bucket.left + (now - bucket.at) * per_second)
+    bucket.at = now
+    if bucket.left < 1.0:
+        return False
+    bucket.left -= 1.0
+    return True
+
+
+def _network(address: str) -> str:
+    """The address, or of IPv6 the network: who has one address there has all of them."""
+    try:
+        if isinstance(ipaddress.ip_address(address), ipaddress.IPv6Address):
+            return str(ipaddress.ip_network(f"{address}/64", strict=False))
+    except ValueError:
+        return ""
+    return address
