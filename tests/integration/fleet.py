@@ -22,6 +22,9 @@ from server.config import WHERE_FILE
 from server.store import Store
 
 T = TypeVar("T")
+Flags = tuple[object, ...]
+
+INSECURE: Flags = ("--insecure",)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -82,18 +85,23 @@ class Program:
 class Server:
     """`fedserver start` on one data folder; killed, it can be started again on the same ports."""
 
-    def __init__(self, folder: Path, data: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, data: Path | None = None, *, secure: bool = False, flags: Flags = ()
+    ) -> None:
         self.data = data or folder / "server"
         self.log = folder / "server.log"
-        self._listen = self._dashboard = ANY_PORT
+        self.secure = secure
+        self._flags = flags
+        self._listen = self._enrolment = self._dashboard = ANY_PORT
 
     def start(self) -> Server:
         ports = ("--listen", self._listen, "--dashboard", self._dashboard)
-        # Where identity is the subject, there are certificates: see `enrolled.py`.
-        arguments = ("--data", self.data, *ports, "--insecure")
+        access = ("--enrolment", self._enrolment) if self.secure else INSECURE
+        arguments = ("--data", self.data, *ports, *access, *self._flags)
         self.program = Program(self.log, "-m server", "start", *arguments, "--durable", "true")
         where = until(self._where, "the server is up", self.program)
         self.address = self._listen = str(where["grpc"])
+        self._enrolment = str(where["enrolment"])
         self.url = str(where["dashboard"])
         self._dashboard = self.url.removeprefix("http://")
         self.api = ApiClient(self.url)
@@ -104,6 +112,15 @@ class Server:
         path = self.data / WHERE_FILE
         where: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         return where if where.get("pid") == self.program.process.pid else None
+
+    @property
+    def access(self) -> Flags:
+        """What a device joins with for the first time."""
+        return ("--token", self.token()) if self.secure else INSECURE
+
+    def token(self, uses: int = 1, valid_seconds: float = 3600.0) -> str:
+        made = self.api.post("/tokens", {"uses": uses, "valid_seconds": valid_seconds})
+        return str(made["token"])
 
     def kill(self) -> None:
         self.program.kill()
@@ -213,12 +230,17 @@ class Device:
         self._flags = flags
 
     def start(self, server: Server | str, *flags: object) -> Device:
-        address = server if isinstance(server, str) else server.address
+        if isinstance(server, str):
+            address, access = server, INSECURE
+        else:
+            # Who was let in once needs no token any more.
+            known = server.secure and (self.state / "membership.json").exists()
+            address, access = server.address, () if known else server.access
         arguments = ("--name", self.name, "--data", self.data, "--state", self.state)
         self.program = Program(
             self.log,
             "-m edge_client",
-            *("join", address, "--insecure", *arguments, "--threads", "1", *self._flags, *flags),
+            *("join", address, *access, *arguments, "--threads", "1", *self._flags, *flags),
             GATE=str(self.gate.path),
         )
         return self
@@ -262,12 +284,14 @@ class Gate:
 class Fleet:
     """A server and its devices; whatever still runs when the block ends is killed."""
 
-    def __init__(self, folder: Path, data: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, data: Path | None = None, *, secure: bool = False, flags: Flags = ()
+    ) -> None:
         """Logs and states are in `folder`, and so is the server's `data` unless given."""
         self.folder = folder
         self.devices: dict[str, Device] = {}
         self._open = ExitStack()
-        self.server = Server(folder, data)
+        self.server = Server(folder, data, secure=secure, flags=flags)
 
     def __enter__(self) -> Fleet:
         self._open.callback(self.server.close)
