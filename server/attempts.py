@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from coppice.errors import ServerBusy
 
-#: Attempts of one address at once, and in a second from then on.
-BURST, PER_SECOND = 10.0, 0.2
+#: Calls of one address at once, and in a second from then on. A device needs two, many devices may
+#: be behind one address, and nobody guesses a secret: this is about the server's time.
+BURST, PER_SECOND = 60.0, 1.0
 #: The same of all addresses together.
-TOTAL_BURST, TOTAL_PER_SECOND = 200.0, 20.0
+TOTAL_BURST, TOTAL_PER_SECOND = 400.0, 40.0
 #: Addresses that are remembered; of more, those that were silent for longest are forgotten.
 MOST_ADDRESSES = 4096
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,8 +22,8 @@ class Caller:
     client_id: ClientId
     #: Tells two devices of one name apart; empty where only the device can say.
     device_id: str = ""
-    #: Whether it should renew its certificate.
-    renew: bool = False
+    #: When it should renew its certificate, in seconds since the epoch.
+    renew_at: float = math.inf
 
 
 class Callers(Protocol):
@@ -49,8 +50,8 @@ class Certified:
         (pem,) = context.auth_context().get("x509_pem_cert", (b"",))
         if not pem:
             raise NotEnrolled("the call came without a certificate")
-        member, renew = self._members.of_certificate(pem)
-        return Caller(member.name, member.device_id, renew)
+        member, renew_at = self._members.of_certificate(pem)
+        return Caller(member.name, member.device_id, renew_at)
 
     def running(self, caller: Caller) -> AbstractContextManager[None]:
         """Until the device is revoked."""

@@ -63,8 +63,8 @@ class Members:
 
     # ---- calls ---------------------------------------------------------------------------------
 
-    def of_certificate(self, pem: bytes) -> tuple[MemberRecord, bool]:
-        """Whose certificate this is, and whether it should be renewed; raises when it is no good.
+    def of_certificate(self, pem: bytes) -> tuple[MemberRecord, float]:
+        """Whose certificate this is, and when it should be renewed; raises when it is no good.
 
         TLS has checked that the authority signed it, and that the caller has its key.
         """
@@ -77,10 +77,9 @@ class Members:
             )
         if member.revoked_at is not None:
             raise revoked(member.name)
-        now = time.time()
-        if now >= until:
+        if time.time() >= until:
             raise CertificateExpired("the device's certificate has expired")
-        return member, now > (since + until) / 2
+        return member, (since + until) / 2
 
     # ---- certificates --------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ class CoordinationService(Service):
     async def PollTask(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
         answer = await self._coordinator.poll(_check_in(request, caller.client_id))
         reply = _poll_reply(answer)
-        reply.renew = caller.renew
+        reply.renew = time.time() > caller.renew_at
         return reply
 
     async def FetchBlob(self, request: pb.FetchRequest, caller: Caller) -> AsyncIterator[pb.Chunk]:

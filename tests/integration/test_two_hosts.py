@@ -61,7 +61,7 @@ def test_printed_line_is_all_and_nothing_travels_in_clear(
     log = tmp_path / "server.log"
     with (
         server.captured(tmp_path) as frames,
-        server.running(log, *start(tmp_path), PYTHONUNBUFFERED="1") as printed,
+        server.running(log, *start(tmp_path)) as printed,
     ):
         line = printed_line(printed)
         # It names the address that the other host can call, and brings a token.
@@ -86,7 +86,7 @@ def test_without_tls_the_same_listener_sees_it_all(
     log = tmp_path / "server.log"
     with (
         host.captured(tmp_path, "lo") as frames,
-        host.running(log, *start(tmp_path), "--insecure", PYTHONUNBUFFERED="1") as printed,
+        host.running(log, *start(tmp_path), "--insecure") as printed,
     ):
         line = printed_line(printed)
         assert line[2] == "--insecure"
