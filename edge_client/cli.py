@@ -93,8 +93,9 @@ _PROBE_EXAMPLES = """\
 
 
 _DOCTOR = """\
-Looks at what this device has for training: memory, threads, torch, and the kernels that make pruned
-layers fast. The exit code is 1 when something is not as it should be; it says what to do."""
+Looks at what this device has for training: memory, threads, the certificate by which its server
+knows it, torch, and the kernels that make pruned layers fast. The exit code is 1 when something is
+not as it should be; it says what to do."""
 
 _DOCTOR_EXAMPLES = """\
   fedclient doctor
@@ -143,7 +144,7 @@ def _run(arguments: argparse.Namespace, folder: StateFolder) -> int:
             # Imports torch.
             from edge_client.doctor import doctor
 
-            return doctor(arguments.json)
+            return doctor(arguments.json, folder)
         case _:
             return commands.model(folder, arguments.output, arguments.json)
 

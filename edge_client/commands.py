@@ -12,7 +12,7 @@ from typing import Any
 
 from coppice.errors import CoppiceError, NotRunning, UnreadableData
 from coppice.files import write_file
-from edge_client.console import Console, size_text
+from edge_client.console import Console, day_text, size_text
 from edge_client.report_text import memory_text, pruning_text, ratio_text, time_text
 from edge_client.state_folder import StateFolder
 from edge_client.status import Status, read_status
@@ -84,7 +84,10 @@ def _print_status(last: Status, running: bool) -> None:
         console.say(last.name, f"{last.phase} for {seconds:.0f} s, process {last.pid}")
     else:
         console.warn(last.name, f"not running; its last phase was {last.phase!r}")
-    console.say("server", last.server)
+    secured = "no TLS"
+    if last.certificate_until is not None:
+        secured = f"certificate valid until {day_text(last.certificate_until)}"
+    console.say("server", f"{last.server}, {secured}")
     if last.run:
         console.say("run", f"{last.run}, round {last.round_number}, step {last.step}")
     console.say("traffic", f"down {size_text(last.bytes_down)}, up {size_text(last.bytes_up)}")

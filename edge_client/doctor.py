@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from edge_client.console import Console, size_text
+from coppice.errors import StoreUnusable
+from edge_client.console import Console, day_text, size_text
 from edge_client.limits import memory_budget
+from edge_client.membership import read_membership
 from edge_client.processor import heat, processor_share
+from edge_client.state_folder import StateFolder
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,9 @@ class Finding:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-def doctor(as_json: bool) -> int:
+def doctor(as_json: bool, folder: StateFolder) -> int:
     """Look, and say what was found. Returns 1 when something is not as it should be."""
-    found = list(_findings())
+    found = list(_findings(folder))
     if as_json:
         print(json.dumps([asdict(item) for item in found], indent=2))
     else:
@@ -36,9 +39,9 @@ def doctor(as_json: bool) -> int:
     return 0 if all(item.is_well for item in found) else 1
 
 
-def _findings() -> Iterator[Finding]:
+def _findings(folder: StateFolder) -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()} on {platform.machine()}")
-    yield from (_memory(), _processor(), _heat())
+    yield from (_memory(), _processor(), _heat(), _identity(folder))
     try:
         # Some processors end with torch: all that is known without it has been said by then.
         import torch
@@ -78,6 +81,25 @@ def _heat() -> Finding:
         is_well=not told.throttled,
         values=asdict(told),
     )
+
+
+def _identity(folder: StateFolder) -> Finding:
+    try:
+        membership = read_membership(folder)
+    except StoreUnusable as error:
+        return Finding("identity", str(error), is_well=False)
+    if membership is None:
+        return Finding("identity", "none yet: `fedclient join` with a token gets one")
+    left = membership.seconds_left()
+    until = day_text(membership.expires_at)
+    text = f"{membership.name}, by a certificate that is valid until {until}; it renews itself"
+    if left <= 0:
+        text = (
+            f"{membership.name}; its certificate expired {until}: `fedclient join` renews it, or "
+            "asks for a token where that was too long ago"
+        )
+    values = {"name": membership.name, "certificate_until": membership.expires_at}
+    return Finding("identity", text, left > 0, values)
 
 
 def _kernels() -> Finding:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,16 +13,22 @@ import pytest
 from edge_client import doctor as page
 from edge_client.doctor import doctor
 from edge_client.limits import MemoryBudget
+from edge_client.membership import write_membership
 from edge_client.processor import Heat, ProcessorShare
+from edge_client.state_folder import StateFolder
+from tests.edge_client.test_membership import MEMBERSHIP
 
 BUDGET = MemoryBudget(600_000_000, "memory.max of /box", 80_000_000)
 SHARE = ProcessorShare(0.4, "cpu.max of /box")
+NOWHERE = StateFolder(Path("/no/such/folder"))
 WARM = Heat(61.4, (), ())
 
 
-def findings(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
+def findings(
+    capsys: pytest.CaptureFixture[str], folder: StateFolder = NOWHERE
+) -> dict[str, dict[str, Any]]:
     """What the doctor prints as JSON, by what it is about."""
-    doctor(as_json=True)
+    doctor(True, folder)
     return {item["what"]: item for item in json.loads(capsys.readouterr().out)}
 
 
@@ -39,7 +48,7 @@ def test_limits_are_said_with_what_binds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     device(monkeypatch)
-    doctor(as_json=False)
+    doctor(False, NOWHERE)
     text = capsys.readouterr().out
     assert "memory   600.0 MB to use, by memory.max of /box; 80.0 MB in use\n" in text
     assert "cores    0.4 to use, by cpu.max of /box; 1 thread for training\n" in text
@@ -90,3 +99,23 @@ def test_device_without_room_is_not_well(
 ) -> None:
     device(monkeypatch, budget=MemoryBudget(80, "free memory", 80))
     assert not findings(capsys)["memory"]["is_well"]
+
+
+def test_identity_is_said_with_the_day_until_when_it_is_certified(
+    folder: StateFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert findings(capsys)["identity"]["is_well"]
+    folder.key.touch()
+    ahead = replace(MEMBERSHIP, expires_at=time.time() + 1000)
+    write_membership(folder, ahead)
+    found = findings(capsys, folder)["identity"]
+    assert found["is_well"]
+    assert "kitchen, by a certificate that is valid until" in found["text"]
+    assert found["values"] == {"name": "kitchen", "certificate_until": ahead.expires_at}
+    write_membership(folder, replace(ahead, expires_at=time.time() - 1))
+    found = findings(capsys, folder)["identity"]
+    assert not found["is_well"]
+    assert "its certificate expired" in found["text"]
+    folder.membership.write_text("{}")
+    found = findings(capsys, folder)["identity"]
+    assert (found["is_well"], "is damaged" in found["text"]) == (False, True)
