@@ -37,7 +37,7 @@ learned from them does."""
 
 _EPILOG = """\
 example:
-  fedclient join 192.168.1.10:7433 --data ~/photos
+  fedclient join 192.168.1.10:7433 --token coppice1-... --data ~/photos
 
 exit codes:
   0 well, 1 failed, 2 wrong command line, 3 the data, 4 no server, 5 the server refused,

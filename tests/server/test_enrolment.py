@@ -20,11 +20,12 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from coppice.domain import PROTOCOL_VERSION, SERVER_TLS_NAME
+from coppice.domain import PROTOCOL_VERSION, SERVER_TLS_NAME, ClientId
 from coppice.errors import (
     CertificateExpired,
     CoppiceError,
     InvalidMessage,
+    MemberRevoked,
     NameTaken,
     ProtocolMismatch,
     ServerBusy,
@@ -33,7 +34,9 @@ from coppice.errors import (
 from coppice.join_token import JoinToken
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.coordination_pb2_grpc import CoordinationStub, EnrolmentStub
+from server import coordinator as coordinator_module
 from server import members as members_module
+from server import service as service_module
 from server.attempts import BURST
 from server.authority import open_authority
 from server.callers import Certified
@@ -221,6 +224,43 @@ def test_device_is_to_renew_after_half_the_time(tmp_path: Path) -> None:
         other = ports.request(ec.generate_private_key(ec.SECP256R1()))
         with pytest.raises(InvalidMessage, match="of another key"):
             await ports.device(renewed, "Renew", pb.RenewRequest(signing_request=other))
+
+    play(tmp_path, scene)
+
+
+def test_poll_of_an_old_certificate_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(ports: Ports) -> None:
+        _, token = await ports.members.create_token(1, 100.0)
+        got = await ports.enrol(token)
+        await ports.device(got, "Join", JOIN)
+        assert not (await ports.device(got, "PollTask", pb.PollRequest())).renew
+        monkeypatch.setattr(service_module, "time", later)
+        later.ahead = CERTIFICATE_SECONDS / 2 + 60
+        assert (await ports.device(got, "PollTask", pb.PollRequest())).renew
+
+    later = Clock()
+    monkeypatch.setattr(coordinator_module, "POLL_SECONDS", 0.01)
+    play(tmp_path, scene)
+
+
+def test_revoking_ends_every_call_that_goes_on(tmp_path: Path) -> None:
+    async def scene(ports: Ports) -> None:
+        _, token = await ports.members.create_token(1, 100.0)
+        name = ClientId((await ports.enrol(token)).name)
+
+        async def transfer() -> None:
+            with ports.members.calls.of(name):
+                begun.set()
+                await asyncio.Event().wait()
+
+        begun = asyncio.Event()
+        going_on = asyncio.create_task(transfer())
+        await begun.wait()
+        await ports.members.revoke(name)
+        with pytest.raises(MemberRevoked):
+            await going_on
 
     play(tmp_path, scene)
 
