@@ -22,7 +22,7 @@ from coppice.kernels.placement import Placement, sparse_layers
 from coppice.masks import masked, prunable_names
 from coppice.method import Local
 from coppice.model_file import load_weights
-from coppice.simulation import MemoryPrivate
+from coppice.simulated_device import MemoryPrivate
 from coppice.sparse import Mask
 from coppice.table import table
 from coppice.tensors import Weights, assign, buffers_of, masks_of, parameters_of

@@ -15,7 +15,7 @@ from coppice.app import bare_model, make_app
 from coppice.data import Examples
 from coppice.domain import Capability, ClientId, MethodSpec, ModelSpec, WireSpec, Workload
 from coppice.method import Local, client_half
-from coppice.simulation import MemoryPrivate
+from coppice.simulated_device import MemoryPrivate
 from coppice.tensors import masks_of, weight_group
 from coppice.wire.exchange import encode_update
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from coppice.domain import Section
+from coppice.section import Section
 
 #: Batch norm cannot train on a single example.
 _LEAST_EXAMPLES = 2

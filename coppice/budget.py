@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from coppice.domain import Section
+from coppice.section import Section
 
 #: A fit whose model misses a sample by a larger share of its time does not describe the device.
 MAX_RELATIVE_RESIDUAL = 0.1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from coppice.device_cost import DeviceCost, MemoryCost, RoundCost, StepMemory
-from coppice.domain import Section
+from coppice.section import Section
 
 #: Of what a round says about seconds, so much is believed at once: a device that got slower does
 #: fewer steps in the next round, one hiccup does not turn everything around.

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coppice.batch_parts import BatchMemory
-from coppice.domain import Section
+from coppice.section import Section
 
 Counts: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]

@@ -8,9 +8,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, NewType
+from typing import Annotated, Any, Literal, NewType
 
 from annotated_types import Ge, Gt, Le, Len, Lt
+
+from coppice.protection import ProtectionSpec
+from coppice.section import Section
 
 #: Version of the protocol between server and device; the first call of a device carries it.
 PROTOCOL_VERSION = 3
@@ -157,12 +160,6 @@ class Participant:
 
 
 # ---- what a device must know of a run ----------------------------------------------------------
-
-
-class Section:
-    """A part of a run file. Pydantic, on the server, refuses unknown keys, NaN and infinity."""
-
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,8 +355,18 @@ class RunSpec(Workload):
     cohort: CohortSpec
     stop: StopSpec
     evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
+    protection: ProtectionSpec = field(default_factory=ProtectionSpec)
     #: Model to start from, in the store's blobs; None starts from the seed.
     warm_start: BlobRef | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fewest = self.protection.fewest_updates
+        if self.cohort.needed < fewest:
+            raise ValueError(
+                f"protection.hostile is {self.protection.hostile}: Krum needs {fewest} updates for "
+                f"that, and a round closes with {self.cohort.needed}; raise cohort.quorum"
+            )
 
     @property
     def workload(self) -> Workload:

@@ -55,6 +55,12 @@ class LocalTraining(MethodSettings):
             case "cosine":
                 return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, periods)))
 
+    def most_steps(self, num_examples: int) -> int:
+        """Steps of one round on so many examples."""
+        if self.local_epochs is None:
+            return self.local_steps or 0
+        return self.local_epochs * math.ceil(num_examples / self.batch_size)
+
     def sgd(self, learning_rate: float) -> Sgd:
         """The training of one round."""
         return Sgd(

@@ -27,13 +27,13 @@ from coppice.domain import (
     MethodSpec,
     Metrics,
     Participant,
-    Section,
     TaskKind,
     WireSpec,
     Workload,
 )
 from coppice.errors import RunFileError
 from coppice.layer_fit import LayerFit
+from coppice.section import Section
 from coppice.tensors import Payload, PayloadSpec, Weights
 from coppice.tree import from_plain
 
@@ -178,6 +178,20 @@ class ServerHalf(ABC, Generic[State]):
 
         Without a single update the state stays as it is.
         """
+
+    def most_steps(self, task: Task, num_examples: int) -> int | None:
+        """Local steps that a task to train takes on so many examples, at most; None: any number.
+
+        An update that claims more is refused.
+        """
+        return None
+
+    def unit(self, state: State, update: Update, round_number: int) -> float:
+        """What `aggregate` divides an update's "delta" by before it averages: 1 unless it says so.
+
+        Robust rules (`coppice.robust`) compare updates after that.
+        """
+        return 1.0
 
     def reserved_for(self, state: State, round_number: int) -> ClientId | None:
         """The one client that the round is for and waits for; None for a round of a cohort."""

@@ -6,21 +6,17 @@ end in the same parameters (docs/architecture.md, invariant 1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
-
-from coppice import tree
 from coppice.aggregation import MeanMetrics
 from coppice.app import App, build_model
+from coppice.claims import check_claims
 from coppice.data import Examples, split
 from coppice.device_cost import DeviceCost
 from coppice.domain import (
-    WORK_SECONDS,
-    Capability,
     ClientId,
     Metrics,
     Participant,
@@ -29,11 +25,11 @@ from coppice.domain import (
     derive_seed,
     rank_clients,
 )
-from coppice.errors import RunFileError
+from coppice.errors import InvalidPayload, RunFileError
+from coppice.folding import fold
 from coppice.method import (
     ClientHalf,
     InitContext,
-    Local,
     ServerHalf,
     Task,
     Update,
@@ -41,12 +37,13 @@ from coppice.method import (
     client_half,
     server_half,
 )
-from coppice.sparse import Mask, SparseTensor
-from coppice.task_cost import parts_of
+from coppice.protection import Finding, needed_updates
+from coppice.shelf import Shelf
+from coppice.simulated_device import CAPABILITY, Device
 from coppice.tensors import Weights, assign
 from coppice.training import evaluate
 from coppice.wire import payload as wire
-from coppice.wire.exchange import EncodedTask, TaskEncoder, encode_update
+from coppice.wire.exchange import EncodedTask, Known, TaskEncoder, encode_update
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,8 @@ class SimulatedRound:
     evaluation: Mapping[str, Metrics]
     bytes_down: int
     bytes_up: int
+    #: Whose updates were refused, and why.
+    refused: Mapping[ClientId, Finding] = field(default_factory=dict)
     #: Modelled, of each device whose cost is known: the round lasts as long as the longest.
     seconds: Mapping[ClientId, float] = field(default_factory=dict)
 
@@ -71,84 +70,6 @@ class SimulationResult:
     state: Any
     models: Mapping[str, Weights]
     rounds: list[SimulatedRound]
-
-
-@dataclass
-class MemoryPrivate:
-    """Private state of a simulated device; `commit` stands for the receipt."""
-
-    _committed: dict[type[Any], bytes] = field(default_factory=dict)
-    _staged: dict[type[Any], bytes] = field(default_factory=dict)
-
-    def read(self, kind: type[Any]) -> Any:
-        """The last committed version."""
-        return tree.load(kind, self._committed[kind]) if kind in self._committed else None
-
-    def stage(self, value: object) -> None:
-        """Hold the next version."""
-        self._staged[type(value)] = tree.save(value)
-
-    def commit(self) -> None:
-        """The staged version is the committed one from now on."""
-        self._committed |= self._staged
-        self._staged = {}
-
-
-class _Unmetered:
-    def step_done(self) -> None:
-        """Nobody takes a simulated task back."""
-
-
-@dataclass
-class _Device:
-    """One simulated client: what it holds, and its answers as bytes."""
-
-    client_id: ClientId
-    app: App
-    train: Examples
-    held_out: Examples
-    kernels: bool
-    cost: DeviceCost | None
-    private: MemoryPrivate = field(default_factory=MemoryPrivate)
-    #: The masks that it holds, as they were sent.
-    masks: bytearray | None = None
-
-    def take_masks(self, masks: bytearray | None) -> int:
-        """Hold these masks. Returns the bytes that had to be sent for it."""
-        if masks is None or self.masks is masks:
-            return 0
-        self.masks = masks
-        return len(masks)
-
-    def local(self, seed: int, round_number: int, task: Task | None = None) -> Local:
-        generator = torch.Generator()
-        generator.manual_seed(derive_seed(seed, self.client_id, round_number))
-        return Local(
-            client_id=self.client_id,
-            app=self.app,
-            seed=seed,
-            train=self.train,
-            held_out=self.held_out,
-            capability=_CAPABILITY,
-            private=self.private,
-            meter=_Unmetered(),
-            generator=generator,
-            kernels=self.kernels,
-            cost=self.cost,
-            parts=1 if task is None else parts_of(task, self.cost),
-        )
-
-    def timed(self, task: Task, update: Update) -> Update:
-        """The update with the times that the server and the device would have measured."""
-        if self.cost is None:
-            return update
-        ones = _kept(task, self.cost.time.layers.keys())
-        seconds = self.cost.time.seconds(ones, update.steps)
-        work = replace(self.cost.time, seconds_per_value=0.0).seconds(ones, update.steps)
-        return replace(update, seconds=seconds, metrics={**update.metrics, WORK_SECONDS: work})
-
-
-_CAPABILITY = Capability(memory_bytes=2**40, num_threads=1, machine="simulated")
 
 
 class Simulation:
@@ -185,8 +106,10 @@ class Simulation:
                 'give it costs, or add method.mask_scope = "global"'
             )
         self._encoder = TaskEncoder(spec.wire, spec.seed)
+        #: Refused updates of each client.
+        self._strikes: dict[ClientId, int] = {}
         self._devices = {
-            client_id: _Device(
+            client_id: Device(
                 client_id,
                 app,
                 *split(examples, app.held_out, derive_seed(spec.seed, "held_out", client_id)),
@@ -222,25 +145,45 @@ class Simulation:
         """One round with the clients that the seed picks."""
         cohort = self._cohort(round_number)
         plan = self._server.plan(self.state, cohort, round_number)
-        traffic = _Traffic()
-        self.state, metrics = self._server.aggregate(
-            self.state, self._updates(plan, traffic), round_number
-        )
-        for name in plan:
-            self._devices[name].private.commit()
+        with Shelf() as shelf:
+            answers = _Answers(shelf)
+            self._answer(plan, answers)
+            metrics = self._fold(plan, answers, round_number)
         due = self._spec.evaluation_due(round_number)
         evaluation = self._evaluate(cohort, len(plan), round_number) if due else {}
         return SimulatedRound(
             round_number,
             metrics,
             evaluation,
-            traffic.bytes_down,
-            traffic.bytes_up,
-            traffic.seconds,
+            answers.bytes_down,
+            answers.bytes_up,
+            answers.refused,
+            answers.seconds,
         )
 
+    def _fold(self, plan: Mapping[ClientId, Task], answers: _Answers, round_number: int) -> Metrics:
+        """The next state, or the same where too few updates can be folded, as on the server."""
+        needed = needed_updates(self._spec.cohort.needed, len(plan), len(answers.refused))
+        if len(answers.stored) < needed:
+            return {}
+        folded = fold(
+            self._server,
+            self._spec.protection,
+            self.state,
+            list(answers.stored),
+            answers.read,
+            round_number,
+        )
+        self.state = folded.state
+        answers.refused |= folded.refused
+        for name in answers.refused:
+            self._strikes[name] = self._strikes.get(name, 0) + 1
+        return folded.metrics
+
     def _cohort(self, round_number: int) -> list[Participant]:
-        names = rank_clients(self._spec.seed, round_number, self._devices)
+        leaves_out = self._spec.protection.leaves_out
+        there = [name for name in self._devices if not leaves_out(self._strikes.get(name, 0))]
+        names = rank_clients(self._spec.seed, round_number, there)
         reserved_for = self._server.reserved_for(self.state, round_number)
         if reserved_for is not None:
             if reserved_for not in self._devices:
@@ -261,25 +204,39 @@ class Simulation:
         if offered is not None:
             local = device.local(self._spec.seed, round_number)
             choice = self._client.choose(wire.decode(bytearray(offered)), local)
-        return Participant(name, _CAPABILITY, len(device.train), choice)
+        return Participant(name, CAPABILITY, len(device.train), choice)
 
-    def _updates(self, plan: Mapping[ClientId, Task], traffic: _Traffic) -> Iterator[Update]:
-        """The updates in plan order, each through the codec both ways, one alive at a time."""
+    def _answer(self, plan: Mapping[ClientId, Task], answers: _Answers) -> None:
+        """Have each device do its task, in plan order, and check what it sends as a server does."""
         spec = self._spec
         encoded = self._encoder.encode(plan.values())
         for (name, task), sent in zip(plan.items(), encoded, strict=True):
             device = self._devices[name]
-            traffic.bytes_down += len(sent.payload) + device.take_masks(sent.masks)
+            answers.bytes_down += len(sent.payload) + device.take_masks(sent.masks)
             local = device.local(spec.seed, task.round_number, task)
             update = device.timed(task, self._client.run(_received(task, sent), local))
             update = replace(update, pause_seconds=self._pause_seconds)
-            if update.seconds is not None:
-                traffic.seconds[name] = update.seconds
             up = encode_update(
                 update.payload, sent.known, spec.wire, device.private, local.generator
             )
-            traffic.bytes_up += len(up)
-            yield replace(update, payload=wire.decode(up, task.expects, sent.known))
+            finding = self._check(task, update, up, len(device.train))
+            answers.add(update, up, sent.known, finding)
+            if finding is None:
+                device.private.commit()
+            else:
+                device.private.drop()
+
+    def _check(
+        self, task: Task, update: Update, data: bytearray, num_examples: int
+    ) -> Finding | None:
+        try:
+            wire.check(data, task.expects)
+        except InvalidPayload as error:
+            return Finding("structure", str(error))
+        if not self._spec.protection.firewall:
+            return None
+        most_steps = self._server.most_steps(task, num_examples)
+        return check_claims(update.num_examples, update.steps, num_examples, most_steps)
 
     def _evaluate(
         self, cohort: list[Participant], num_tasks: int, round_number: int
@@ -325,18 +282,29 @@ def _received(task: Task, sent: EncodedTask) -> Task:
     return Task(task.kind, task.round_number, payload, task.settings)
 
 
-@dataclass
-class _Traffic:
-    bytes_down: int = 0
-    bytes_up: int = 0
-    seconds: dict[ClientId, float] = field(default_factory=dict)
+class _Answers:
+    """What the devices of one round sent: read again as often as need be, one update at a time."""
 
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        #: All of an update but its payload; where that is and its bytes; the masks it may be on.
+        self.stored: dict[ClientId, tuple[Update, int, int, Known]] = {}
+        self.refused: dict[ClientId, Finding] = {}
+        self.bytes_down = 0
+        self.bytes_up = 0
+        self.seconds: dict[ClientId, float] = {}
 
-def _kept(task: Task, names: Collection[str]) -> dict[str, int]:
-    """Weights that a task brings of each of these parameters."""
-    return {
-        name: item.mask.count if isinstance(item, SparseTensor) else item.numel()
-        for group in task.payload.values()
-        for name, item in group.items()
-        if name in names and not isinstance(item, Mask)
-    }
+    def add(self, update: Update, data: bytearray, known: Known, finding: Finding | None) -> None:
+        self.bytes_up += len(data)
+        if update.seconds is not None:
+            self.seconds[update.client_id] = update.seconds
+        if finding is not None:
+            self.refused[update.client_id] = finding
+            return
+        place = self._shelf.put(data)
+        self.stored[update.client_id] = (replace(update, payload={}), place, len(data), known)
+
+    def read(self, clients: Sequence[ClientId]) -> Iterator[Update]:
+        for name in clients:
+            update, place, size, known = self.stored[name]
+            yield replace(update, payload=wire.decode(self._shelf.read(place, size), known=known))

@@ -23,7 +23,7 @@ from coppice.method import (
     method_names,
     server_half,
 )
-from coppice.simulation import MemoryPrivate
+from coppice.simulated_device import MemoryPrivate
 from coppice.sparse import Mask
 from coppice.tensors import Weights, buffers_of, parameters_of
 from coppice.wire.codec import plain_from_json

@@ -14,7 +14,7 @@ from coppice.data import Examples
 from coppice.domain import Capability, ClientId
 from coppice.errors import TaskAbandoned
 from coppice.method import Local
-from coppice.simulation import MemoryPrivate
+from coppice.simulated_device import MemoryPrivate
 
 CLASSES = 3
 FEATURES = 4

@@ -54,6 +54,10 @@ class Server(ServerHalf[State]):
         task = training_task(state.parameters, state.buffers, round_number, settings)
         return {participant.client_id: task for participant in cohort}
 
+    def most_steps(self, task: Task, num_examples: int) -> int | None:
+        """What the settings say."""
+        return self._settings.most_steps(num_examples)
+
     def aggregate(
         self, state: State, updates: Iterable[Update], round_number: int
     ) -> tuple[State, Metrics]:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coppice.device_cost import MOST_BYTES, Counts, DeviceCost, Floats
-from coppice.domain import Section
 from coppice.methods.prunefl.paths import INSIDE, Options, Paths
 from coppice.methods.prunefl.profile import Profile
+from coppice.section import Section
 
 #: What a device does it changes for more than this share of gain only: a step more or less may turn
 #: its density around.

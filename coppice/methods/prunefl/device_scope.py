@@ -190,6 +190,20 @@ class DeviceScope:
         held = fleet.kept.get(client_id, fleet.profile.least)
         return self._max_steps, nearest(fleet.order, held), 0
 
+    def _steps(self, fleet: FleetState, update: Update) -> int:
+        return min(max(1, update.steps), self._most_steps(fleet))
+
+    def norm(self, fleet: FleetState, update: Update, learning_rate: float) -> float:
+        """How far the steps of an update go along a gradient that stays the same."""
+        settings = self._settings
+        return accumulation_norm(
+            self._steps(fleet, update),
+            learning_rate,
+            settings.momentum,
+            settings.weight_decay,
+            settings.proximal,
+        )
+
     def aggregate(
         self,
         parameters: Weights,
@@ -203,16 +217,9 @@ class DeviceScope:
         deltas = NovaMean(settings.absent, settings.least_share)
         rest, seen = MeanUpdate(), _Seen(fleet, planned.number)
         for update in updates:
-            steps = min(max(1, update.steps), self._most_steps(fleet))
-            norm = accumulation_norm(
-                steps,
-                planned.learning_rate,
-                settings.momentum,
-                settings.weight_decay,
-                settings.proximal,
-            )
+            norm = self.norm(fleet, update, planned.learning_rate)
             deltas.add(weight_group(update.payload, "delta"), update.num_examples, norm)
-            seen.add(update, steps, parameters)
+            seen.add(update, self._steps(fleet, update), parameters)
             rest.add(replace(update, payload={**update.payload, "delta": {}}))
         delta = deltas.value()
         if not delta:

@@ -23,10 +23,11 @@ from typing import Literal
 import numpy as np
 
 from coppice.device_cost import DeviceCost, Floats
-from coppice.domain import ClientId, Section
+from coppice.domain import ClientId
 from coppice.methods.prunefl.choice import Choice, chosen, obstacle
 from coppice.methods.prunefl.paths import Options, Paths
 from coppice.methods.prunefl.profile import Profile
+from coppice.section import Section
 
 _GRID = 256
 #: Of a round that costs nothing; any gain would be infinite.

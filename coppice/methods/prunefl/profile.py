@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coppice.domain import Section
 from coppice.methods.prunefl.order import LayerOrder, Order
+from coppice.section import Section
 
 #: Points of the grid inside the core and beyond it: few, so that devices share what they are sent.
 LEVELS = 16

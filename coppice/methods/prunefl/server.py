@@ -104,6 +104,21 @@ class Server(ServerHalf[State]):
         task = training_task(state.parameters, state.buffers, round_number, settings, more)
         return {participant.client_id: task for participant in cohort}
 
+    def most_steps(self, task: Task, num_examples: int) -> int | None:
+        """What the task says, in initial pruning and where devices choose; else the settings."""
+        if "passes" in task.settings:
+            return int(task.settings["passes"]) * self._settings.initial_batches
+        if "steps" in task.settings:
+            return int(task.settings["steps"])
+        return self._settings.most_steps(num_examples)
+
+    def unit(self, state: State, update: Update, round_number: int) -> float:
+        """Where each device has its own mask and steps, what makes a direction of an update."""
+        if state.fleet is None or self._scope is None:
+            return 1.0
+        planned = self._fleet_round(state, round_number)
+        return self._scope.norm(state.fleet, update, planned.learning_rate)
+
     def aggregate(
         self, state: State, updates: Iterable[Update], round_number: int
     ) -> tuple[State, Metrics]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from coppice.domain import TaskKind, ValueType, WireSpec
 from coppice.errors import InvalidPayload
 from coppice.method import Task
-from coppice.simulation import MemoryPrivate
+from coppice.simulated_device import MemoryPrivate
 from coppice.sparse import Item, Mask, SparseTensor
 from coppice.tensors import Payload, dense_group
 from coppice.wire.exchange import Residual, TaskEncoder, encode_update, known_masks

@@ -15,7 +15,7 @@ from coppice.method import InitContext, Local, Task, Update
 from coppice.methods.prunefl.client import Client
 from coppice.methods.prunefl.server import Server, State
 from coppice.methods.prunefl.settings import Settings
-from coppice.simulation import MemoryPrivate
+from coppice.simulated_device import MemoryPrivate
 from coppice.sparse import Mask, SparseTensor
 from coppice.tensors import masks_of
 from tests.coppice.toys import CAPABILITY, ToyApp, examples, local, two_layers

@@ -15,7 +15,7 @@ from coppice.domain import WORK_SECONDS, ClientId, MethodSpec, Participant
 from coppice.errors import RunFileError
 from coppice.method import InitContext, Update, client_half, server_half
 from coppice.methods.prunefl.server import State
-from coppice.simulation import MemoryPrivate
+from coppice.simulated_device import MemoryPrivate
 from coppice.sparse import Mask, SparseTensor
 from coppice.tensors import dense_group, dense_tensors
 from tests.coppice.methods.prunefl.small import (
