@@ -14,6 +14,7 @@ from edge_client.status import StatusFile
 # Only for their names: they import torch, and this is needed before torch is.
 if TYPE_CHECKING:
     from coppice.method import Choice, Task, Update
+    from coppice.wire import coordination_pb2 as pb
     from edge_client.ready import ReadyRun
 
 _METRICS_SHOWN = 4
@@ -145,6 +146,20 @@ class Journal:
         )
         self._console.warn(f"round {round_number}", text)
         self._status.update(last_error=text)
+
+    def refused(self, refusal: pb.Refusal, *, heard: bool) -> None:
+        """The server did not count an update of this device; `heard` is whether it said so before.
+
+        The words are the server's: only what can be printed of them is.
+        """
+        reason = "".join(char if char.isprintable() else " " for char in refusal.reason)
+        said = "the update was refused" if heard else f"the update was refused: {reason}"
+        if refusal.left_out:
+            said += f"; after {refusal.strikes} of them this device is left out of the run"
+        elif refusal.strikes_allowed:
+            said += f"; strike {refusal.strikes} of {refusal.strikes_allowed}"
+        self._console.warn(f"round {refusal.round_number}", said)
+        self._status.update(last_error=said)
 
     def gone(self, error: Exception) -> None:
         """The task that the device was working on does not count any more."""

@@ -50,6 +50,7 @@ from edge_client.meter import Laps, Meter, capability
 from edge_client.model_keeper import ModelKeeper
 from edge_client.payloads import Payloads
 from edge_client.ready import ReadyRun, get_ready
+from edge_client.refusals import Refusals
 from edge_client.state_folder import StateFolder
 from edge_client.stop import Stop
 
@@ -91,6 +92,7 @@ class Device:
         self._payloads = Payloads(link)
         self._models = ModelKeeper(folder.model)
         self._refusals = Backoff()
+        self._told = Refusals(folder.refusals, journal)
         self._ready: ReadyRun | None = None
         self._choice: pb.Choice | None = None
         #: What the device made its choice by.
@@ -129,7 +131,9 @@ class Device:
             if self._plan.once and reply.HasField("over"):
                 return 1 if reply.over.state == "failed" else 0
             self._journal.enter("waiting")
-            reply = self._link.poll(self._poll_request())
+            request = self._poll_request()
+            reply = self._link.poll(request)
+            self._told.tell(request.run_key, reply.refusals)
             self._report = None
             self._declined_task_id = 0
 
@@ -143,6 +147,7 @@ class Device:
             app_digest=self._plan.app_digest,
             report=None if report is None else report_to_message(report),
             declined_task_id=self._declined_task_id,
+            refusal_seen=self._told.seen(ready.run_key if ready else ""),
         )
 
     def _react(self, reply: pb.PollReply) -> None:
@@ -233,7 +238,11 @@ class Device:
             )
             ready.private.write()
             compute_seconds = laps.lap()
-            self._link.push(offer.task_id, update, data)
+            try:
+                self._link.push(offer.task_id, update, data)
+            except UpdateRefused:
+                self._told.heard(offer.task_id)
+                raise
         report = RoundReport(
             round_number=task.round_number,
             steps=update.steps,

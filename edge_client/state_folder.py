@@ -56,6 +56,7 @@ class StateFolder:
         self.model = self.path / "model.safetensors"
         self.private = self.path / "private"
         self.costs = self.path / "costs.json"
+        self.refusals = self.path / "refusals.json"
         self.traceback = self.path / "traceback.txt"
         self.key = self.path / "device.key"
         self.membership = self.path / "membership.json"

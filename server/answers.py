@@ -28,6 +28,8 @@ class CheckIn:
     report: RoundReport | None = None
     #: The task that it was offered and cannot do; 0 for none.
     declined_task_id: int = 0
+    #: The newest of its refused updates in that run that it was told of; 0 for none.
+    refusal_seen: int = 0
 
 
 @dataclass(frozen=True)

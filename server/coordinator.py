@@ -37,6 +37,7 @@ from server.refusals import Refusals
 from server.reports import Reports
 from server.resources import Resources
 from server.run_driver import RunDriver
+from server.verdicts import Told, untold
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class Coordinator:
         await self._reports.load()
         clients = await self._resources.threads.store(self._store.clients)
         self._clients = {client.client_id: client for client in clients if client.left_at is None}
+        refused = await self._resources.threads.store(self._store.refused_clients)
+        self._resources.refused_clients.update(refused)
         works = (self._drive_all(), self._watch(), self._raise_failures())
         tasks = [asyncio.create_task(work) for work in works]
         try:
@@ -181,7 +184,7 @@ class Coordinator:
             run_id=driver.run_id if driver else None,
             round_number=driver.machine.round_number if driver else 0,
             phase=driver.machine.phase if driver else "idle",
-            waiting_for=driver.machine.waiting_for if driver else "",
+            waiting_for=driver.waiting_for if driver else "",
             clients=self._resources.presence.snapshot(lost_after),
             refusals=self._refusals.count,
         )
@@ -282,6 +285,12 @@ class Coordinator:
             self._resources.presence.working(client.client_id, answer.task_id)
         return answer
 
+    async def untold(self, check_in: CheckIn) -> Told | None:
+        """What a client has to be told of its refused updates; None when nothing."""
+        return await untold(
+            self._resources, check_in.client_id, check_in.run_key, check_in.refusal_seen
+        )
+
     async def _answer(self, client: ClientRecord, check_in: CheckIn) -> Answer:
         driver = self._driver
         is_ready = driver is not None and driver.record.key == check_in.run_key
@@ -295,7 +304,7 @@ class Coordinator:
                         record, client.client_id, list(self._clients.values())
                     ),
                 )
-        if driver is None or not driver.takes(client.labels):
+        if driver is None or not driver.takes(client.client_id, client.labels):
             return None
         _check_app(driver.spec, check_in.app_digest)
         if not is_ready:
@@ -364,7 +373,7 @@ class Coordinator:
             )
         except UpdateRefused:
             if self._driver is not None and offered and offered.task_id == header.task_id:
-                self._driver.drop(offered)
+                self._driver.drop(offered, is_refused=True)
             raise
 
     def _take_sent_bytes(self) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import NoReturn
 
+from coppice.claims import check_claims
 from coppice.domain import BlobRef, ClientId
 from coppice.errors import (
     InvalidMessage,
@@ -14,6 +16,7 @@ from coppice.errors import (
     UnknownTask,
     UpdateRefused,
 )
+from coppice.protection import Finding
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire import payload as wire
 from coppice.wire.bounds import MAX_COUNT
@@ -22,6 +25,7 @@ from coppice.wire.codec import blob_from_message, check_push_header, metrics_fro
 from coppice.wire.header import largest_size_bytes
 from server.records import NewEvent, TaskRecord, UpdateRecord
 from server.resources import Resources
+from server.verdicts import update_refused
 
 
 async def take_update(
@@ -43,7 +47,8 @@ async def take_update(
         stored: Told of the task once its answer is stored, now or before.
 
     Raises:
-        UpdateRefused, InvalidMessage, UnknownTask, RoundClosed, TransferBroken: Nothing is stored.
+        UpdateRefused: The update does not fit its task; that, and why, is stored in its place.
+        InvalidMessage, UnknownTask, RoundClosed, TransferBroken: Nothing is stored.
     """
     check_push_header(header)
     if header.task_id >= MAX_COUNT:
@@ -59,20 +64,27 @@ async def take_update(
         if earlier is not None:
             stored(task)
             return earlier
+        refusal = await threads.store(partial(store.refusal, task.task_id))
+        if refusal is not None:
+            raise UpdateRefused(refusal.finding.reason)
         if task.closed:
             # Before a slow link has carried all of it.
             raise RoundClosed(f"round {task.round_number} is over; the update does not count")
     ref = blob_from_message(header.blob)
     largest = largest_size_bytes(task.expects)
     if ref.size_bytes > largest:
-        raise UpdateRefused(
+        finding = Finding(
+            "structure",
             f"the update has {ref.size_bytes} bytes; task {task.task_id} expects {largest} at "
-            "most: is the model the run's?"
+            "most: is the model the run's?",
+            {"size_bytes": float(ref.size_bytes), "largest_bytes": float(largest)},
         )
+        await _refuse(resources, task, ref, finding)
     if header.offset != 0:
         raise InvalidMessage(f"the update starts at byte {header.offset}; it must start at 0")
     await _receive(resources, client_id, ref, chunks)
-    await threads.compute(partial(_check, resources, task, ref))
+    if (found := await threads.compute(partial(_check, resources, task, ref, header))) is not None:
+        await _refuse(resources, task, ref, found)
     event = NewEvent(
         "update_stored",
         f"round {task.round_number}: update of {client_id} stored",
@@ -112,8 +124,23 @@ async def _receive(
         await transfer(incoming.commit)
 
 
-def _check(resources: Resources, task: TaskRecord, ref: BlobRef) -> None:
+def _check(
+    resources: Resources, task: TaskRecord, ref: BlobRef, header: pb.PushHeader
+) -> Finding | None:
     try:
         wire.check(resources.blobs.read(ref.digest), task.expects)
     except InvalidPayload as error:
-        raise UpdateRefused(str(error)) from None
+        return Finding("structure", str(error))
+    return check_claims(header.num_examples, header.steps, task.most_examples, task.most_steps)
+
+
+async def _refuse(
+    resources: Resources, task: TaskRecord, ref: BlobRef, finding: Finding
+) -> NoReturn:
+    """Store why an update is refused, then say it."""
+    resources.refused_clients.add(task.client_id)
+    event = update_refused(task.run_id, task.round_number, task.client_id, finding)
+    store = resources.store
+    # Breaking the connection off does not undo it.
+    await asyncio.shield(resources.write(store.refuse_update, task, ref, finding, events=[event]))
+    raise UpdateRefused(finding.reason)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from coppice.domain import BlobRef, Capability, ClientId, Metrics, RoundReport, RunSpec, TaskKind
+from coppice.protection import Finding
 from coppice.tensors import PayloadSpec
 
 
@@ -117,6 +118,9 @@ class NewTask:
     masks: BlobRef | None
     settings: Mapping[str, Any]
     expects: PayloadSpec
+    #: Examples and local steps that its update may claim; None where nothing is known of them.
+    most_examples: int | None = None
+    most_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,9 @@ class TaskRecord:
     deadline_at: float
     #: No update is taken any more.
     closed: bool
+    #: Examples and local steps that its update may claim; None where nothing is known of them.
+    most_examples: int | None = None
+    most_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,22 @@ class UpdateRecord:
     received_at: float
     #: Whether it is part of a committed state. One update counts at most once.
     counted: bool
+
+
+@dataclass(frozen=True)
+class RefusalRecord:
+    """An update that was refused."""
+
+    #: Grows with each refusal.
+    refusal_id: int
+    run_id: int
+    round_number: int
+    task_id: int
+    client_id: ClientId
+    finding: Finding
+    #: What came, or was announced; the bytes of the newest ones stay while the run is open.
+    blob: BlobRef
+    refused_at: float
 
 
 @dataclass(frozen=True)
@@ -183,7 +206,7 @@ class LedgerRow:
     kind: TaskKind
     base: str
     #: "counted", "received" (stored, round not closed yet), "uncounted" (its round closed
-    #: without it) or "missing".
+    #: without it), "refused" or "missing".
     outcome: str
     num_examples: int | None
     digest: str | None

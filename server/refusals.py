@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coppice.domain import ClientId
-from coppice.errors import CoppiceError
+from coppice.errors import CoppiceError, UpdateRefused
 from server.records import NewEvent
 from server.resources import Resources
 
@@ -29,6 +29,9 @@ class Refusals:
         culprit, kind = (client_id, f"{name}: {error}"[:200]) if known else (None, name)
         logged = self._logged.setdefault(culprit, set())
         events = []
+        # A refused update has a line of its own, and is counted with it.
+        if isinstance(error, UpdateRefused):
+            return
         if kind not in logged and len(logged) < _MAX_KINDS:
             logged.add(kind)
             text = f"refused {client_id or 'a caller without a name'}: {error}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from coppice.domain import ClientId
 from server.announcer import Announcer
 from server.blobs import Blobs
 from server.evaluation import Evaluator
@@ -34,6 +35,9 @@ class Resources:
     models_folder: Path
     #: Copies of the app modules of submitted runs, `<digest>.py` each.
     apps_folder: Path
+    #: Clients of which the store may have refused updates in a run that is not over: others need
+    #: no look at each poll.
+    refused_clients: set[ClientId] = field(default_factory=set)
 
     async def write(
         self, operation: Callable[..., T], *arguments: Any, events: Sequence[NewEvent] = ()

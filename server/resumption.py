@@ -46,17 +46,24 @@ def _resume_tasks(
     machine: RoundMachine, tasks: Sequence[TaskRecord], store: Store, now: float
 ) -> tuple[list[Instruction], dict[ClientId, TaskRecord]]:
     answered = {task.client_id for task in tasks if store.update(task.task_id) is not None}
+    refused = store.refused_tasks(tasks[0].run_id, tasks[0].round_number)
+    refused &= {task.task_id for task in tasks}
     waiting = {
-        task.client_id: task for task in tasks if task.client_id not in answered and not task.closed
+        task.client_id: task
+        for task in tasks
+        if not (task.client_id in answered or task.task_id in refused or task.closed)
     }
     reported = [task.client_id for task in tasks if task.client_id in answered]
     first = tasks[0]
     if first.closed and first.kind is TaskKind.TRAIN:
-        return machine.resume_closed(first.round_number, reported, len(tasks)), {}
+        closed = machine.resume_closed(first.round_number, reported, len(tasks), len(refused))
+        return closed, {}
     # The clock may have been set back meanwhile.
     seconds = min(first.deadline_at - now, machine.spec.cohort.deadline_seconds)
     return (
-        machine.resume_reporting(first.round_number, waiting, reported, seconds, first.kind),
+        machine.resume_reporting(
+            first.round_number, waiting, reported, seconds, first.kind, len(refused)
+        ),
         waiting,
     )
 

@@ -84,6 +84,8 @@ class TaskDropped:
     client_id: ClientId
     #: Whether the client gave it back.
     is_declined: bool = False
+    #: Whether it was answered by an update that was refused.
+    is_refused: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from coppice.domain import ClientId, RunSpec, TaskKind
+from coppice.protection import needed_updates
 from server.records import RunState
 from server.round_events import (
     Aggregate,
@@ -82,8 +83,9 @@ class RoundMachine:
     reserved_for: ClientId | None = None
     #: Clients that the open round gave a task.
     planned: int = 0
-    #: Of those, who gave it back.
+    #: Of those, who gave it back, and whose update was refused when it came.
     declined: int = 0
+    refused: int = 0
 
     # ---- beginnings ----
 
@@ -99,6 +101,7 @@ class RoundMachine:
         reported: Iterable[ClientId],
         seconds: float,
         kind: TaskKind,
+        refused: int = 0,
     ) -> list[Instruction]:
         """Go on with a round whose tasks were stored before the server stopped."""
         self.round_number = round_number
@@ -106,18 +109,19 @@ class RoundMachine:
             self.committed = round_number
         self.phase = self._answering
         self.awaited, self.reported = set(awaited), list(reported)
-        self.planned = len(self.awaited) + len(self.reported)
+        self.planned = len(self.awaited) + len(self.reported) + refused
+        self.refused = refused
         return [
             SetDeadline(round_number, self.phase, max(seconds, 0.0)),
             *self._close_if_complete(),
         ]
 
     def resume_closed(
-        self, round_number: int, reported: Iterable[ClientId], planned: int
+        self, round_number: int, reported: Iterable[ClientId], planned: int, refused: int = 0
     ) -> list[Instruction]:
         """Go on with a round whose tasks, so many, were closed before the server stopped."""
         self.round_number = round_number
-        self.reported, self.planned = list(reported), planned
+        self.reported, self.planned, self.refused = list(reported), planned, refused
         return self._close()
 
     # ---- events ----
@@ -143,6 +147,7 @@ class RoundMachine:
                 return self._report(client_id)
             case TaskDropped(round_number, client_id) if round_number == self.round_number:
                 self.declined += event.is_declined and client_id in self.awaited
+                self.refused += event.is_refused and client_id in self.awaited
                 self.awaited.discard(client_id)
                 return self._close_if_complete()
             case RoundCommitted(round_number, pending) if self._is(Phase.AGGREGATING, round_number):
@@ -232,7 +237,7 @@ class RoundMachine:
 
     def _await(self, clients: tuple[ClientId, ...]) -> list[Instruction]:
         self.awaited, self.reported = set(clients), []
-        self.planned, self.declined = len(clients), 0
+        self.planned, self.declined, self.refused = len(clients), 0, 0
         self.present -= self.awaited
         self.phase = self._answering
         if not clients and self.phase is Phase.EVALUATING:
@@ -270,13 +275,15 @@ class RoundMachine:
 
     def _close(self) -> list[Instruction]:
         # A method may give fewer clients a task than a quorum has.
-        needed = min(self.spec.cohort.needed, self.planned)
+        needed = needed_updates(self.spec.cohort.needed, self.planned, self.refused)
         if len(self.reported) >= needed:
             self.phase = Phase.AGGREGATING
             return [Aggregate(self.round_number)]
         if self.declined == self.planned:
             return self._rest("no device had the memory for its task")
         reason = f"{len(self.reported)} updates came, {needed} are needed"
+        if self.refused:
+            reason += f"; {self.refused} more were refused"
         return [FailRound(self.round_number, reason), *self._next_round()]
 
     def _rest(self, reason: str) -> list[Instruction]:

@@ -13,6 +13,7 @@ from coppice.table import table
 from server.api_client import ApiClient, server_url
 from server.config import DEFAULT_DATA
 from server.printing import moment, size
+from server.refusal_table import refusal_table
 from server.report_table import report_table
 
 _SHOWN_ROUNDS = 10
@@ -152,6 +153,7 @@ def _show(arguments: argparse.Namespace) -> None:
         "rounds": api.get(f"/runs/{run_id}/rounds?after={after}"),
         "evaluations": api.get(f"/runs/{run_id}/evaluations"),
         "reports": api.get(f"/runs/{run_id}/reports?newest=true&limit={_PAGE}"),
+        "refusals": api.get(f"/runs/{run_id}/refusals?newest=true&limit={_PAGE}"),
     }
     if arguments.ledger:
         shown["ledger"] = api.get(f"/runs/{run_id}/ledger")
@@ -168,6 +170,8 @@ def _show(arguments: argparse.Namespace) -> None:
         print("\n" + _models(last, metric))
     if shown["reports"]:
         print("\n" + report_table(shown["reports"]))
+    if shown["refusals"]:
+        print("\n" + refusal_table(shown["refusals"]))
     if arguments.ledger:
         print("\n" + _ledger(shown["ledger"]))
 

@@ -41,6 +41,7 @@ from server.rounds import RoundMachine
 from server.run_work import RunWork
 from server.selection import has_labels
 from server.store import ON_CLIENTS
+from server.verdicts import Verdicts, update_refused
 
 #: Blobs younger than this are never swept: a row that names them may be on its way.
 _SWEEP_AGE_SECONDS = 10.0
@@ -79,6 +80,7 @@ class RunDriver:
         self._participants: dict[ClientId, Participant] = {}
         #: Who is there when all events that wait in the queue have been handled.
         self._there: set[ClientId] = set()
+        self._verdicts = Verdicts(record.run_id, record.spec.protection, resources)
         self._resumed = False
         self._events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
@@ -86,9 +88,18 @@ class RunDriver:
 
     # ---- what the coordinator asks and tells ----
 
-    def takes(self, labels: Mapping[str, str]) -> bool:
-        """Whether a client with these labels may take part."""
-        return has_labels(labels, self.spec.cohort.labels)
+    def takes(self, client_id: ClientId, labels: Mapping[str, str]) -> bool:
+        """Whether this client, with these labels, may take part."""
+        is_out = client_id in self._verdicts.left_out
+        return not is_out and has_labels(labels, self.spec.cohort.labels)
+
+    @property
+    def waiting_for(self) -> str:
+        """What the run waits for, in one sentence for people; empty when it is at work itself."""
+        text, out = self.machine.waiting_for, sorted(self._verdicts.left_out)
+        if self.machine.phase is Phase.GATHERING and out:
+            text += f"; left out for refused updates: {', '.join(out)}"
+        return text
 
     def arrived(self, participant: Participant) -> None:
         """A client is ready and waits for a task."""
@@ -123,10 +134,13 @@ class RunDriver:
         if self._answered(task):
             self._events.put_nowait(UpdateStored(task.round_number, task.client_id))
 
-    def drop(self, task: TaskRecord, *, is_declined: bool = False) -> None:
-        """There will be no answer to a task, which is not offered again."""
+    def drop(
+        self, task: TaskRecord, *, is_declined: bool = False, is_refused: bool = False
+    ) -> None:
+        """There will be no answer to a task, or none that counts; it is not offered again."""
         if self._answered(task):
-            self._events.put_nowait(TaskDropped(task.round_number, task.client_id, is_declined))
+            dropped = TaskDropped(task.round_number, task.client_id, is_declined, is_refused)
+            self._events.put_nowait(dropped)
 
     def stop(self) -> None:
         """An operator wants the run to end."""
@@ -138,6 +152,7 @@ class RunDriver:
         """Until the run has ended. Cancelled, it leaves the run open in the store."""
         try:
             await self._load_state()
+            await self._verdicts.load()
             instructions, self.tasks = await self._resources.threads.store(
                 partial(resume, self.machine, self.record, self._store, time.time())
             )
@@ -242,19 +257,36 @@ class RunDriver:
     async def _aggregate(self, round_number: int) -> None:
         event = self._event("aggregation_started", f"round {round_number}: folding the updates")
         answers = await self._close_tasks(round_number, TaskKind.TRAIN, event)
-        state, metrics = await self._resources.threads.compute(
+        state, folded = await self._resources.threads.compute(
             partial(self._work.aggregate, answers, round_number)
         )
-        text = f"round {round_number} committed: {len(answers)} updates" + shown(metrics)
+        count = len(folded.clients)
+        text = f"round {round_number} committed: {count} updates" + shown(folded.metrics)
+        refused = {
+            record.task_id: folded.refused[record.client_id]
+            for record in answers
+            if record.client_id in folded.refused
+        }
+        self._resources.refused_clients.update(folded.refused)
         await self._write(
-            self._store.commit_round,
+            partial(self._store.commit_round, refused=refused),
             round_number,
             state,
-            metrics,
-            [record.task_id for record in answers],
-            events=[self._event("round_committed", text)],
+            folded.metrics,
+            [record.task_id for record in answers if record.client_id in folded.clients],
+            events=[
+                *(
+                    update_refused(self.run_id, round_number, name, finding)
+                    for name, finding in folded.refused.items()
+                ),
+                self._event("round_committed", text),
+            ],
         )
         self._state_blob = state
+        if refused or self.machine.refused:
+            for client_id in await self._verdicts.count(round_number):
+                self._there.discard(client_id)
+                self._events.put_nowait(ClientGone(client_id))
         evaluates = self.spec.evaluation.data is not None and self.spec.evaluation_due(round_number)
         if evaluates:
             self._judge.evaluate(round_number, state)

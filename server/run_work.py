@@ -12,7 +12,8 @@ from typing import Any
 from coppice import __version__, tree
 from coppice.app import build_model, make_app
 from coppice.domain import BlobRef, ClientId, Metrics, Participant, RunSpec, TaskKind
-from coppice.method import InitContext, Update, server_half
+from coppice.folding import Folded, fold
+from coppice.method import InitContext, Task, Update, server_half
 from coppice.model_file import ModelInfo, load_weights, save_model
 from coppice.wire import payload as wire
 from coppice.wire.exchange import Known, TaskEncoder, known_masks
@@ -81,6 +82,7 @@ class RunWork:
                 for client_id, task in following.items()
             }
         encoded = self._encoder.encode(tasks.values())
+        num_examples = {participant.client_id: participant.num_examples for participant in cohort}
         stored: dict[int, BlobRef] = {}
         new = []
         for (client_id, task), sent in zip(tasks.items(), encoded, strict=True):
@@ -88,18 +90,36 @@ class RunWork:
             if sent.masks is not None:
                 masks = self._store(sent.masks, sent.masks, stored)
                 self._known[masks] = sent.known
-            new.append(NewTask(client_id, task.kind, payload, masks, task.settings, task.expects))
+            most = self._most(task, num_examples[client_id])
+            new.append(
+                NewTask(client_id, task.kind, payload, masks, task.settings, task.expects, *most)
+            )
         return new
+
+    def _most(self, task: Task, num_examples: int) -> tuple[int | None, int | None]:
+        """Examples and steps that an update may claim."""
+        if task.kind is not TaskKind.TRAIN or not self._spec.protection.firewall:
+            return None, None
+        return num_examples, self._half.most_steps(task, num_examples)
 
     def aggregate(
         self, answers: Sequence[UpdateRecord], round_number: int
-    ) -> tuple[BlobRef, Metrics]:
-        """Fold stored updates, given in plan order, and store the next state."""
-        self._state, metrics = self._half.aggregate(
-            self._state, self._updates(answers), round_number
+    ) -> tuple[BlobRef, Folded]:
+        """Judge and fold stored updates, given in plan order, and store the next state."""
+        by_client = {record.client_id: record for record in answers}
+        self._know_masks(answers)
+        folded = fold(
+            self._half,
+            self._spec.protection,
+            self._state,
+            list(by_client),
+            lambda clients: self._updates([by_client[name] for name in clients]),
+            round_number,
+            scratch=self._blobs.folder,
         )
         self._last_answer_at = max((record.received_at for record in answers), default=None)
-        return self._blobs.put(tree.save(self._state)), metrics
+        self._state = folded.state
+        return self._blobs.put(tree.save(self._state)), folded
 
     def export(
         self,
@@ -131,10 +151,12 @@ class RunWork:
     def _load(self, ref: BlobRef) -> Any:
         return tree.load(self._half.state_type, bytes(self._blobs.read(ref.digest)))
 
-    def _updates(self, answers: Sequence[UpdateRecord]) -> Iterator[Update]:
+    def _know_masks(self, answers: Sequence[UpdateRecord]) -> None:
         # Only after a restart have they to be read: else they are those of the plan.
         refs = {record.masks for record in answers if record.masks is not None}
         self._known = {ref: self._known.get(ref) or self._read_masks(ref) for ref in refs}
+
+    def _updates(self, answers: Sequence[UpdateRecord]) -> Iterator[Update]:
         for record in answers:
             known = {} if record.masks is None else self._known[record.masks]
             # Checked against the task when it came; the digest in the record vouches for it since.

@@ -40,6 +40,7 @@ from server.handlers import Context, Service
 from server.presence import HEARTBEAT_SECONDS
 from server.records import ClientRecord, NewTask, TaskRecord
 from server.threads import Threads
+from server.told import refusals_to_messages
 
 #: What gRPC lets through; between this and MAX_MESSAGE_BYTES a message is refused by name.
 TRANSPORT_MESSAGE_BYTES = 4 * MAX_MESSAGE_BYTES
@@ -76,8 +77,9 @@ class CoordinationService(Service):
         return pb.JoinReply(server_name=self._server_name, heartbeat_seconds=HEARTBEAT_SECONDS)
 
     async def PollTask(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
-        answer = await self._coordinator.poll(_check_in(request, caller.client_id))
-        reply = _poll_reply(answer)
+        check_in = _check_in(request, caller.client_id)
+        reply = _poll_reply(await self._coordinator.poll(check_in))
+        reply.refusals.extend(refusals_to_messages(await self._coordinator.untold(check_in)))
         reply.renew = time.time() > caller.renew_at
         return reply
 
@@ -180,6 +182,7 @@ def _check_in(request: pb.PollRequest, client_id: ClientId) -> CheckIn:
         choice,
         report,
         request.declined_task_id,
+        valid_count("refusal_seen", request.refusal_seen),
     )
 
 

@@ -2,8 +2,8 @@
 
 `server.tables` says what is kept. A `Store` is also all that it inherits: what can be asked
 (`store_read`), who may write, and the log (`store_write`), clients (`store_clients`), tasks and
-their updates (`store_tasks`), what devices measured (`store_reports`), who was let in
-(`store_members`). Writing is for one thread, reading for any.
+their updates (`store_tasks`), what devices measured (`store_reports`), which updates were refused
+(`store_quarantine`), who was let in (`store_members`). Writing is for one thread, reading for any.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from coppice.domain import BlobRef, Metrics, RunSpec, TaskKind
 from coppice.errors import StoreUnusable
+from coppice.protection import Finding
 from server import tables
 from server.database import Database
 from server.records import NewEvent, RoundState, RunState
 from server.store_members import StoreMembers
+from server.store_quarantine import add_refusal
 from server.store_rows import of_round, the_round
 from server.store_tasks import close_tasks, set_round
 
@@ -124,21 +126,30 @@ class Store(StoreMembers):
         counted: Sequence[int],
         now: float,
         events: Sequence[NewEvent] = (),
+        *,
+        refused: Mapping[int, Finding] | None = None,
     ) -> None:
         """The round is over and this is the new state.
 
         Args:
             counted: The tasks whose updates the state has in it; each counts once, ever.
+            refused: Those whose updates were refused, and why.
         """
+        refused = refused or {}
         with self._write() as connection:
             self._require_open(connection, run_id, round_number)
             updates = self._updates_of_round(connection, run_id, round_number, TaskKind.TRAIN)
-            stored = {record.task_id for record in updates}
-            if sorted(counted) != sorted(stored.intersection(counted)):
+            stored = {record.task_id: record.blob for record in updates}
+            if sorted(counted) != sorted(stored.keys() & counted) or refused.keys() & counted:
                 raise StoreUnusable(
                     f"round {round_number} of run {run_id} cannot be committed: it counts an "
-                    "update twice, or one that is not stored for this round"
+                    "update twice, or one that is refused or not stored for this round"
                 )
+            if refused:
+                for task in self._tasks_of_round(connection, run_id, round_number):
+                    if task.task_id in refused:
+                        blob, finding = stored[task.task_id], refused[task.task_id]
+                        add_refusal(connection, task, blob, finding, now)
             if counted:
                 connection.execute(_COUNT, [{"of_task": task_id} for task_id in counted])
             close_tasks(connection, run_id, round_number, TaskKind.TRAIN)

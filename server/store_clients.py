@@ -52,8 +52,13 @@ class StoreClients(StoreWriter):
     ) -> None:
         """Something of a client was refused; of a stranger only the log knows."""
         with self._write() as connection:
-            _set_client(connection, client_id, {"refusals": tables.clients.c.refusals + 1})
+            count_refusal(connection, client_id)
             self._append(connection, events, now)
+
+
+def count_refusal(connection: Connection, client_id: ClientId) -> None:
+    """One more of a client, if it is known."""
+    _set_client(connection, client_id, {"refusals": tables.clients.c.refusals + 1})
 
 
 def _set_client(connection: Connection, client_id: ClientId, values: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from coppice.errors import (
 from server import tables
 from server.member_records import Admission, MemberRecord, TokenRecord, revoked
 from server.records import NewEvent
-from server.store_reports import StoreReports
+from server.store_quarantine import StoreQuarantine
 
 _TOKEN_COLUMNS = [column for column in tables.tokens.c if column.name != "secret_hash"]
 
@@ -31,7 +31,7 @@ _REFUSED: Mapping[str, str] = {
 _ANOTHER = "ask for another one: fedserver token create"
 
 
-class StoreMembers(StoreReports):
+class StoreMembers(StoreQuarantine):
     """The half for enrolment; each method is one transaction."""
 
     # ---- tokens --------------------------------------------------------------------------------

@@ -30,7 +30,20 @@ from server.store_rows import (
     the_round,
     update_of,
 )
-from server.tables import clients, evaluations, events, payload_specs, rounds, runs, tasks, updates
+from server.tables import (
+    clients,
+    evaluations,
+    events,
+    payload_specs,
+    quarantine,
+    rounds,
+    runs,
+    tasks,
+    updates,
+)
+
+#: Refused updates whose bytes are kept, of the open run: a device could send any number.
+QUARANTINED = 16
 
 _UNFINISHED = (RunState.QUEUED, RunState.RUNNING)
 
@@ -178,8 +191,16 @@ class StoreReader:
     def ledger(self, run_id: int) -> list[LedgerRow]:
         """What became of each task of a run, in plan order."""
         query = (
-            select(tasks, updates.c.digest, updates.c.num_examples, updates.c.counted)
-            .outerjoin(updates)
+            select(
+                tasks,
+                updates.c.digest,
+                updates.c.num_examples,
+                updates.c.counted,
+                quarantine.c.refusal_id,
+            )
+            .select_from(tasks)
+            .outerjoin(updates, updates.c.task_id == tasks.c.task_id)
+            .outerjoin(quarantine, quarantine.c.task_id == tasks.c.task_id)
             .where(tasks.c.run_id == run_id)
             .order_by(tasks.c.round_number, tasks.c.task_id)
         )
@@ -220,8 +241,9 @@ class StoreReader:
         """Digests of the blobs that must stay.
 
         The last and the best state of every run, the warm start of a run that is not over, and
-        payload, masks and update of every task that is not closed or whose round is not. What an
-        evaluation on the server still needs is its caller's to add.
+        payload, masks and update of every task that is not closed or whose round is not, and the
+        newest refused updates of the open run. What an evaluation on the server still needs is its
+        caller's to add.
         """
         wanted = select(tasks.c.payload_digest, tasks.c.masks_digest, updates.c.digest)
         wanted = wanted.select_from(tasks)
@@ -233,8 +255,12 @@ class StoreReader:
             and_(runs.c.run_id == tasks.c.run_id, runs.c.round_number + 1 == tasks.c.round_number),
         ).where(runs.c.state == RunState.RUNNING)
         unfinished = select(runs.c.spec).where(runs.c.state.in_(_UNFINISHED))
+        refused = select(quarantine.c.digest).join(runs, runs.c.run_id == quarantine.c.run_id)
+        refused = refused.where(runs.c.state == RunState.RUNNING)
+        refused = refused.order_by(quarantine.c.refusal_id.desc()).limit(QUARANTINED)
         with self._database.read() as connection:
             found = [
+                *connection.execute(refused),
                 *connection.execute(select(runs.c.state_digest, runs.c.best_digest)),
                 *connection.execute(open_tasks),
                 *connection.execute(open_rounds),

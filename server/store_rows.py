@@ -7,9 +7,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Table, and_, bindparam
 
 from coppice.domain import BlobRef, ClientId, TaskKind
+from coppice.protection import Finding
 from server.records import (
     ClientRecord,
     LedgerRow,
+    RefusalRecord,
     ReportRecord,
     RoundRecord,
     RoundState,
@@ -90,6 +92,8 @@ def task_of(row: Row[Any]) -> TaskRecord:
         base=row.base_digest,
         deadline_at=row.deadline_at,
         closed=row.closed,
+        most_examples=row.most_examples,
+        most_steps=row.most_steps,
     )
 
 
@@ -125,6 +129,20 @@ def client_of(row: Row[Any]) -> ClientRecord:
     )
 
 
+def refusal_of(row: Row[Any]) -> RefusalRecord:
+    """A row of `quarantine`."""
+    return RefusalRecord(
+        refusal_id=row.refusal_id,
+        run_id=row.run_id,
+        round_number=row.round_number,
+        task_id=row.task_id,
+        client_id=ClientId(row.client_id),
+        finding=Finding(row.rule, row.reason, row.evidence),
+        blob=BlobRef(row.digest, row.size_bytes),
+        refused_at=row.refused_at,
+    )
+
+
 def report_of(row: Row[Any]) -> ReportRecord:
     """A row of `reports`."""
     return ReportRecord(
@@ -137,7 +155,7 @@ def report_of(row: Row[Any]) -> ReportRecord:
 
 
 def ledger_row_of(row: Row[Any]) -> LedgerRow:
-    """A row of `tasks` with what `updates` has of it."""
+    """A row of `tasks` with what `updates` and `quarantine` have of it."""
     return LedgerRow(
         run_id=row.run_id,
         round_number=row.round_number,
@@ -152,6 +170,8 @@ def ledger_row_of(row: Row[Any]) -> LedgerRow:
 
 
 def _outcome(row: Row[Any]) -> str:
+    if row.refusal_id is not None:
+        return "refused"
     if row.digest is None:
         return "missing"
     if row.counted:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from coppice.domain import BlobRef, ClientId, Metrics, TaskKind
-from coppice.errors import RoundClosed, UnknownTask
+from coppice.errors import RoundClosed, UnknownTask, UpdateRefused
 from coppice.tensors import PayloadSpec
 from server import tables
 from server.records import NewEvent, NewTask, TaskRecord, UpdateRecord
@@ -17,8 +17,14 @@ from server.store_clients import StoreClients
 from server.store_rows import blob_of, of_round, the_round
 
 _ANSWERED = (
-    select(tables.tasks, tables.updates.c.task_id.label("answered"))
-    .outerjoin(tables.updates)
+    select(
+        tables.tasks,
+        tables.updates.c.task_id.label("answered"),
+        tables.quarantine.c.reason.label("refused"),
+    )
+    .select_from(tables.tasks)
+    .outerjoin(tables.updates, tables.updates.c.task_id == tables.tasks.c.task_id)
+    .outerjoin(tables.quarantine, tables.quarantine.c.task_id == tables.tasks.c.task_id)
     .where(tables.tasks.c.task_id == bindparam("of_task"))
 )
 _INSERT_TASK = insert(tables.tasks)
@@ -82,6 +88,8 @@ class StoreTasks(StoreClients):
                             "offered_at": now,
                             "deadline_at": deadline_at,
                             "closed": False,
+                            "most_examples": task.most_examples,
+                            "most_steps": task.most_steps,
                         }
                         for position, task in enumerate(tasks)
                     ],
@@ -105,7 +113,8 @@ class StoreTasks(StoreClients):
     ) -> UpdateRecord:
         """Store the answer to a task; if there is one already, that stays and is returned.
 
-        UnknownTask when there is no such task; RoundClosed when it takes no update any more.
+        UnknownTask when there is no such task; RoundClosed when it takes no update any more,
+        UpdateRefused when one was refused.
 
         Args:
             sent_bytes: What devices fetched in the task's round and is not stored yet.
@@ -117,6 +126,8 @@ class StoreTasks(StoreClients):
             known = self._update(connection, task_id) if task.answered is not None else None
             if known is not None:
                 return known
+            if task.refused is not None:
+                raise UpdateRefused(task.refused)
             if task.closed:
                 raise RoundClosed(f"round {task.round_number} is over; the update does not count")
             connection.execute(

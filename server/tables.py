@@ -148,6 +148,8 @@ tasks = Table(
     Column("offered_at", Double, nullable=False),
     Column("deadline_at", Double, nullable=False),
     Column("closed", Boolean, nullable=False),
+    Column("most_examples", BigInteger),
+    Column("most_steps", BigInteger),
     ForeignKeyConstraint(["run_id", "round_number"], ["rounds.run_id", "rounds.round_number"]),
     UniqueConstraint("run_id", "round_number", "kind", "client_id"),
     Index(None, "closed", "run_id"),
@@ -165,6 +167,26 @@ updates = Table(
     Column("metrics", Plain(Mapping[str, float]), nullable=False),
     Column("received_at", Double, nullable=False),
     Column("counted", Boolean, nullable=False),
+)
+
+#: Updates that were refused, at most one for each task, with the figures behind it. Those that
+#: were refused when they came have no row in `updates`.
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("refusal_id", Integer, primary_key=True),
+    Column("task_id", ForeignKey("tasks.task_id"), nullable=False, unique=True),
+    Column("run_id", Integer, nullable=False),
+    Column("round_number", Integer, nullable=False),
+    Column("client_id", NAME, nullable=False),
+    Column("rule", WORD, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("evidence", Plain(Mapping[str, float]), nullable=False),
+    Column("digest", DIGEST, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("refused_at", Double, nullable=False),
+    ForeignKeyConstraint(["run_id", "round_number"], ["rounds.run_id", "rounds.round_number"]),
+    Index(None, "run_id", "client_id"),
 )
 
 #: What rounds took on devices, as these measured it; at most one for each update to train.

@@ -102,7 +102,7 @@ class JoinReply(_message.Message):
     def __init__(self, server_name: _Optional[str] = ..., heartbeat_seconds: _Optional[float] = ...) -> None: ...
 
 class PollRequest(_message.Message):
-    __slots__ = ("run_key", "num_examples", "capability", "choice", "app_digest", "report", "declined_task_id")
+    __slots__ = ("run_key", "num_examples", "capability", "choice", "app_digest", "report", "declined_task_id", "refusal_seen")
     RUN_KEY_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +110,7 @@ class PollRequest(_message.Message):
     APP_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     DECLINED_TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_SEEN_FIELD_NUMBER: _ClassVar[int]
     run_key: str
     num_examples: int
     capability: Capability
@@ -117,7 +118,8 @@ class PollRequest(_message.Message):
     app_digest: str
     report: RoundReport
     declined_task_id: int
-    def __init__(self, run_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., app_digest: _Optional[str] = ..., report: _Optional[_Union[RoundReport, _Mapping]] = ..., declined_task_id: _Optional[int] = ...) -> None: ...
+    refusal_seen: int
+    def __init__(self, run_key: _Optional[str] = ..., num_examples: _Optional[int] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., app_digest: _Optional[str] = ..., report: _Optional[_Union[RoundReport, _Mapping]] = ..., declined_task_id: _Optional[int] = ..., refusal_seen: _Optional[int] = ...) -> None: ...
 
 class RoundReport(_message.Message):
     __slots__ = ("round_number", "steps", "density", "download_seconds", "compute_seconds", "upload_seconds", "peak_bytes", "budget_bytes", "bound_by", "forecast")
@@ -166,20 +168,40 @@ class Choice(_message.Message):
     def __init__(self, round_number: _Optional[int] = ..., values_json: _Optional[str] = ...) -> None: ...
 
 class PollReply(_message.Message):
-    __slots__ = ("run", "terms", "task", "over", "wait", "renew")
+    __slots__ = ("run", "terms", "task", "over", "wait", "renew", "refusals")
     RUN_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     OVER_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
     RENEW_FIELD_NUMBER: _ClassVar[int]
+    REFUSALS_FIELD_NUMBER: _ClassVar[int]
     run: RunOffer
     terms: TermsOffer
     task: TaskOffer
     over: RunOver
     wait: Wait
     renew: bool
-    def __init__(self, run: _Optional[_Union[RunOffer, _Mapping]] = ..., terms: _Optional[_Union[TermsOffer, _Mapping]] = ..., task: _Optional[_Union[TaskOffer, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., renew: _Optional[bool] = ...) -> None: ...
+    refusals: _containers.RepeatedCompositeFieldContainer[Refusal]
+    def __init__(self, run: _Optional[_Union[RunOffer, _Mapping]] = ..., terms: _Optional[_Union[TermsOffer, _Mapping]] = ..., task: _Optional[_Union[TaskOffer, _Mapping]] = ..., over: _Optional[_Union[RunOver, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., renew: _Optional[bool] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("refusal_id", "task_id", "round_number", "reason", "strikes", "strikes_allowed", "left_out")
+    REFUSAL_ID_FIELD_NUMBER: _ClassVar[int]
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    STRIKES_FIELD_NUMBER: _ClassVar[int]
+    STRIKES_ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    refusal_id: int
+    task_id: int
+    round_number: int
+    reason: str
+    strikes: int
+    strikes_allowed: int
+    left_out: bool
+    def __init__(self, refusal_id: _Optional[int] = ..., task_id: _Optional[int] = ..., round_number: _Optional[int] = ..., reason: _Optional[str] = ..., strikes: _Optional[int] = ..., strikes_allowed: _Optional[int] = ..., left_out: _Optional[bool] = ...) -> None: ...
 
 class RunOffer(_message.Message):
     __slots__ = ("run_id", "run_key", "workload_json")

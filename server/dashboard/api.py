@@ -28,6 +28,7 @@ from server.records import (
     EventRecord,
     LedgerRow,
     LiveClient,
+    RefusalRecord,
     ReportRecord,
     RoundRecord,
     RunRecord,
@@ -191,6 +192,13 @@ def _runs(coordinator: Coordinator, resources: Resources, submit: Submit) -> API
     ) -> list[ReportRecord]:
         """What rounds took on devices, after report `after`: the first reports, or the newest."""
         return store.reports(store.run(run_id).run_id, after, limit, newest=newest)
+
+    @routes.get("/{run_id}/refusals")
+    def refusals(
+        run_id: RunId, after: After = 0, limit: Limit = _PAGE, newest: bool = False
+    ) -> list[RefusalRecord]:
+        """Updates that were refused, after refusal `after`: the first ones, or the newest."""
+        return store.refusals(store.run(run_id).run_id, after, limit, newest=newest)
 
     @routes.get("/{run_id}/log")
     def log(

@@ -5,6 +5,8 @@ export const known = {
   /** The run that is shown; null while there is none. */
   runId: null,
   rounds: [], evaluations: [],
+  /** Updates of the run that were refused. */
+  refusals: [],
   /** Names of the models that the run has left; none before it has ended. */
   models: [],
 };
@@ -13,6 +15,7 @@ let clockOffset = 0;
 
 const PAGE = 1000;
 const LOG_LINES = 200;
+const REFUSALS = 200;
 
 async function get(path) {
   const answer = await fetch(`api/${path}`, { signal: AbortSignal.timeout(10_000) });
@@ -59,6 +62,11 @@ export const load = {
   async models() {
     known.models = run().ended_at === null ? [] : await get(`runs/${known.runId}/models`);
   },
+  async refusals() {
+    const after = last(known.refusals)?.refusal_id ?? 0;
+    const fresh = await get(`runs/${known.runId}/refusals?newest=true&limit=${REFUSALS}&after=${after}`);
+    known.refusals = known.refusals.concat(fresh).slice(-REFUSALS);
+  },
   async log() {
     // The newest run shares its time with what happens to clients; an old one has only its own lines.
     const newest = known.runId === null || known.runId === (known.status.run_id ?? last(known.runs).run_id);
@@ -68,4 +76,4 @@ export const load = {
     known.log = known.log.concat(fresh).slice(-LOG_LINES);
   },
 };
-export const OF_A_RUN = ["rounds", "evaluations", "models"];
+export const OF_A_RUN = ["rounds", "evaluations", "models", "refusals"];

@@ -27,6 +27,8 @@ const CHANGES = {
   member_renewed: [],
   member_revoked: ["status", "clients"],
   call_refused: ["status", "clients"],
+  update_refused: ["status", "clients", "refusals"],
+  client_left_out: ["status", "clients"],
 };
 const EVERYTHING = [...CHANGES.listening, "log"];
 const PAUSE_MS = 500;

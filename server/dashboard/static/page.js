@@ -5,6 +5,7 @@ import { drawClients } from "./clients.js";
 import { byId, drawTable, element, number, setText, whenChanged } from "./elements.js";
 import { known, last, now, run } from "./known.js";
 import { keepUp } from "./live.js";
+import { drawRefusals } from "./refusals.js";
 import { bytes, clock, duration, title, value } from "./text.js";
 
 function draw() {
@@ -19,6 +20,7 @@ function draw() {
     drawRounds(shown);
   }
   drawClients();
+  drawRefusals();
   drawRuns();
   drawLog();
   const progress = shown && shown.state === "running" ? `${shown.round_number}/${shown.spec.stop.rounds} ` : "";
@@ -179,8 +181,8 @@ function drawRuns() {
 }
 
 /** Kinds of lines that stand out. */
-const BAD = new Set(["round_failed", "evaluation_failed", "call_refused"]);
-const DOUBTFUL = new Set(["client_suspected", "client_left"]);
+const BAD = new Set(["round_failed", "evaluation_failed", "call_refused", "update_refused"]);
+const DOUBTFUL = new Set(["client_suspected", "client_left", "client_left_out"]);
 
 function drawLog() {
   whenChanged("log", known.log.map((item) => item.event_id), () =>
