@@ -18,6 +18,7 @@ SCENARIOS = (
     "kernels",
     "memory",
     "pace",
+    "poisoning",
     "prunefl",
     "prunefl-kernels",
     "prunefl-wire",

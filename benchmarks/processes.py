@@ -36,6 +36,14 @@ class RunningServer:
         times = self.process.cpu_times()
         return float(times.user + times.system)
 
+    def wait_for_clients(self, count: int) -> None:
+        """Until so many have joined, so that the first round has them all."""
+        end = time.monotonic() + _START_SECONDS
+        while len(self.api.get("/clients")) < count:
+            if time.monotonic() > end:
+                raise RuntimeError(f"{count} clients did not join")
+            time.sleep(_GLANCE_SECONDS)
+
     def wait_until_ended(self, run_id: int, seconds: float) -> dict[str, Any]:
         """The run's record once it has ended; RuntimeError when that takes too long."""
         end = time.monotonic() + seconds

@@ -216,7 +216,7 @@ class Device:
         """One poll; gets ready for a run that is offered."""
         request: dict[str, Any] = {
             "run_key": self.run_key,
-            "num_examples": 10,
+            "num_examples": 30,
             "capability": capability_to_message(CAPABILITY),
             "choice": self.choice,
         }

@@ -212,7 +212,7 @@ class TestRejected:
                 await b.push(other)
                 assert (await host.ended(1)).state == "finished"
                 outcomes = {row.client_id: row.outcome for row in host.store.ledger(1)}
-                assert outcomes == {A: "missing", B: "counted"}
+                assert outcomes == {A: "refused", B: "counted"}
                 assert host.store.clients()[0].refusals == 1
 
         play(tmp_path, scene)

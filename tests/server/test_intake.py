@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sqlalchemy import update
 
 from coppice.domain import ClientId, TaskKind
 from coppice.errors import (
@@ -25,6 +26,7 @@ from coppice.tensors import Payload, TensorSpec
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.chunks import MAX_CHUNK_BYTES, blob_ref
 from coppice.wire.payload import encode
+from server import tables
 from server.intake import take_update
 from server.records import NewTask, TaskRecord, UpdateRecord
 from server.resources import Resources
@@ -91,14 +93,21 @@ class Desk:
         return asyncio.run(asyncio.wait_for(take(), PATIENCE_SECONDS))
 
     def refused(self, kind: type[CoppiceError], match: str, **push: Any) -> None:
-        """It is refused like this, and nothing is stored."""
-        folder = self.resources.blobs.folder
-        with pytest.raises(kind, match=match):
+        """It is refused like this, and nothing is stored but why, where it is an update's fault."""
+        folder, store = self.resources.blobs.folder, self.resources.store
+        with pytest.raises(kind, match=match) as caught:
             self.take(**push)
+        refusal = store.refusal(self.task.task_id)
+        if kind is UpdateRefused:
+            assert refusal is not None
+            assert refusal.finding.reason == str(caught.value)
+            assert [event.kind for event in store.events(None)] == ["update_refused"]
+        else:
+            assert refusal is None
+            assert store.events(None) == []
         assert self.resources.store.update(self.task.task_id) is None
         assert self.resources.store.update(self.other.task_id) is None
         assert list((folder / "partial").iterdir()) == []
-        assert self.resources.store.events(None) == []
 
 
 @pytest.fixture
@@ -199,9 +208,53 @@ class TestRefused:
     def test_update_that_does_not_fit_its_task(self, desk: Desk, data: bytes, match: str) -> None:
         desk.refused(UpdateRefused, match, data=data)
 
-    def test_update_refused_leaves_room_for_a_good_one(self, desk: Desk) -> None:
-        desk.refused(UpdateRefused, "not finite", data=payload(torch.full((3, 2), float("-inf"))))
-        assert desk.take().blob == blob_ref(encode(GOOD))
+    def test_a_refused_update_is_kept_with_its_evidence(self, desk: Desk) -> None:
+        store, bad = desk.resources.store, payload(torch.full((3, 2), float("nan")))
+        desk.refused(UpdateRefused, "not finite", data=bad)
+        (refusal,) = store.refusals(1)
+        assert (refusal.client_id, refusal.round_number, refusal.task_id) == (A, 1, 1)
+        assert (refusal.finding.rule, refusal.blob) == ("structure", blob_ref(bad))
+        assert desk.resources.blobs.read(refusal.blob.digest) == bad
+        assert refusal.blob.digest in store.live_blobs()
+        (client, _) = store.clients()
+        assert client.refusals == 1
+
+    def test_a_refused_update_is_the_answer_to_its_task(self, desk: Desk) -> None:
+        bad = payload(torch.full((3, 2), float("-inf")))
+        for push in ({"data": bad}, {}, {"data": bad}):
+            desk.refused(UpdateRefused, "not finite", **push)
+        assert len(desk.resources.store.refusals(1)) == 1
+        assert desk.resources.store.clients()[0].refusals == 1
+
+    @pytest.mark.parametrize(
+        ("claim", "reason"),
+        [
+            ({"num_examples": 61}, "it claims 61 examples; the client had 60"),
+            ({"steps": 6}, "it claims 6 local steps; the task has 5"),
+        ],
+        ids=["examples", "steps"],
+    )
+    def test_claims_that_cannot_be(self, desk: Desk, claim: dict[str, int], reason: str) -> None:
+        with desk.resources.store._write() as connection:
+            connection.execute(update(tables.tasks).values(most_examples=60, most_steps=5))
+        desk.refused(UpdateRefused, reason, **claim)
+        assert desk.resources.store.refusals(1)[0].finding.rule == "claims"
+
+    @pytest.mark.parametrize("kind", [torch.float16, torch.int8], ids=str)
+    def test_values_that_are_not_finite_once_they_are_unfolded(
+        self, desk: Desk, kind: torch.dtype
+    ) -> None:
+        name: Any = str(kind).removeprefix("torch.")
+        data = encode(
+            {"delta": {"w": torch.full((3, 2), 1e4)}, "state": GOOD["state"]},
+            coding={"delta": name},
+            generator=torch.Generator(),
+        )
+        good, huge = {"float16": (1e4, torch.inf), "int8": (1e4 / 127, torch.inf)}[name]
+        written = torch.float16 if name == "float16" else torch.float32
+        old, new = (bytes(torch.tensor([x], dtype=written).numpy().data) for x in (good, huge))
+        assert old in data
+        desk.refused(UpdateRefused, "finite|scale", data=bytes(data.replace(old, new)))
 
     @pytest.mark.parametrize("task_id", [3, 10**9, 2**53, 2**63, 2**64 - 1])
     def test_task_that_never_was(self, desk: Desk, task_id: int) -> None:

@@ -30,6 +30,7 @@ def show(api: Api, **run: object) -> None:
         ],
         "/runs/3/ledger": [LEDGER],
         "/runs/3/reports?newest=true&limit=1000": [],
+        "/runs/3/refusals?newest=true&limit=1000": [],
     }
 
 
@@ -147,7 +148,7 @@ class TestShow:
         show(api)
         main(["run", "show", "3", "--json", "--ledger"])
         shown = json.loads(capsys.readouterr().out)
-        assert set(shown) == {"run", "rounds", "evaluations", "reports", "ledger"}
+        assert set(shown) == {"run", "rounds", "evaluations", "reports", "refusals", "ledger"}
         main(["run", "show", "3", "--json"])
         assert "ledger" not in json.loads(capsys.readouterr().out)
 

@@ -30,7 +30,7 @@ class TestUnknownKeys:
     def test_top_level_lists_what_is_allowed(self) -> None:
         assert mistakes(changed("seed = 1", "sede = 1")) == [
             "sede: is not a key; allowed are name, seed, model, data, app, method, wire, cohort, "
-            "stop, evaluation, warm_start"
+            "stop, evaluation, protection, warm_start"
         ]
 
     @pytest.mark.parametrize("section", SECTIONS)

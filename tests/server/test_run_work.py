@@ -205,11 +205,11 @@ class TestPlan:
 class TestAggregate:
     def test_moves_the_state_by_the_mean(self, work: RunWork, blobs: Blobs) -> None:
         tasks = work.plan(TaskKind.TRAIN, COHORT, 1)
-        ref, metrics = work.aggregate(list(answers(blobs, tasks, a=1.0, b=2.0)), 1)
+        ref, folded = work.aggregate(list(answers(blobs, tasks, a=1.0, b=2.0)), 1)
         moved = {name: tensor + 1.5 for name, tensor in initial().items()}
         found = state_in(blobs, ref).parameters
         assert all(torch.allclose(found[name], tensor) for name, tensor in moved.items())
-        assert metrics == {"loss": 1.0}
+        assert folded.metrics == {"loss": 1.0}
 
     def test_again_from_the_store_gives_the_same_bytes(self, work: RunWork, blobs: Blobs) -> None:
         before = blobs.put(tree.save(State(initial(), {})))
@@ -222,7 +222,8 @@ class TestAggregate:
     def test_of_nothing_leaves_the_state_alone(self, blobs: Blobs) -> None:
         work = RunWork(SPEC, blobs)
         before = work.init_state(None)
-        assert work.aggregate([], 1) == (before, {})
+        ref, folded = work.aggregate([], 1)
+        assert (ref, folded.metrics) == (before, {})
 
 
 class TestMasks:
@@ -313,16 +314,21 @@ class TestSeconds:
         (task, *_) = work.plan(TaskKind.TRAIN, COHORT, 1)
         ref = blobs.put(wire.encode({"part": {"x": torch.zeros(1)}}))
         # The clock may have been set back meanwhile.
-        times = (NOON + 12.5, NOON, NOON - 400)
-        work.aggregate([record(1, task, ref, received_at=time) for time in times], 1)
+        times = {"a": NOON + 12.5, "b": NOON, "c": NOON - 400}
+        came = [record(1, task, ref, received_at=time) for time in times.values()]
+        names = map(ClientId, times)
+        work.aggregate([replace(item, client_id=next(names)) for item in came], 1)
         assert seen == [12.5, 0.0, 0.0]
-        work.aggregate([record(1, task, ref, offered_at=NOON + n) for n in (14, 11)], 2)
+        at = zip((14, 11), map(ClientId, "ab"), strict=True)
+        later = [replace(came[0], client_id=name, offered_at=NOON + second) for second, name in at]
+        work.aggregate(later, 2)
         assert pauses == [None] * 3 + [1.5, 0.0]
         # A server that was away for a while has seen nothing of that.
         monkeypatch.setattr("server.run_work.time.time", lambda: NOON + 1)
         work.load_state(work.init_state(None))
         late = [record(1, task, ref, offered_at=NOON + 2, received_at=NOON + 5)]
-        work.aggregate([record(1, task, ref, received_at=NOON + 12), *late], 1)
+        early = replace(late[0], client_id=ClientId("c"), offered_at=NOON, received_at=NOON + 12)
+        work.aggregate([early, *late], 1)
         assert seen[5:] == [None, 3.0]
         assert pauses[5:] == [None, None]
 
