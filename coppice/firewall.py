@@ -16,7 +16,8 @@ of their distances from m, which for normal ones is their standard deviation.
 - The floor F, because rounds of much alike devices have a spread near 0, where any device would be
   an outlier. Devices that differ by less than F are never refused, however alike the others are.
 - Only above: an update that is too small does no harm but its own weight's.
-- Five updates at least: of fewer, a median says little, and of two or one it is the attacker's.
+- Rounds of five devices at least: of fewer, a median says little. Of these, three updates at least:
+  whose update was refused when it came must not keep the others from being judged.
 
 Steps are what a device claims. They count for ten times the round's median at most, so that a
 claim of many does not make a large update small. So do examples, which are an update's weight in
@@ -41,8 +42,9 @@ from coppice.method import Update
 from coppice.protection import Finding
 from coppice.sparse import SparseTensor
 
-#: Updates of a round without which it is not judged.
-FEWEST = 5
+#: Devices of a round without which it is not judged, and updates of these.
+FEWEST_DEVICES = 5
+FEWEST_UPDATES = 3
 #: K: spreads above the median.
 SPREADS = 6.0
 #: F: what sizes may differ by, whatever the spread.
@@ -80,10 +82,13 @@ def measure(update: Update) -> Measured:
     )
 
 
+def is_judged(devices: int, updates: int) -> bool:
+    """Whether a round of so many devices, with so many updates to fold, is judged."""
+    return devices >= FEWEST_DEVICES and updates >= FEWEST_UPDATES
+
+
 def judge(updates: Sequence[Measured]) -> dict[ClientId, Finding]:
-    """The updates of a round that are refused, and why; none of fewer than `FEWEST`."""
-    if len(updates) < FEWEST:
-        return {}
+    """The updates of a round that are refused, and why; the round is one that is judged."""
     usual_steps = max(1.0, median(item.steps for item in updates))
     per_step = {
         item.client_id: item.change / min(max(1, item.steps), STEPS_FACTOR * usual_steps)
@@ -101,7 +106,7 @@ def judge(updates: Sequence[Measured]) -> dict[ClientId, Finding]:
 def _too_large(sizes: dict[ClientId, float], what: str) -> dict[ClientId, Finding]:
     # Devices without examples change nothing, and say nothing of how much is ordinary.
     logs = {name: math.log(size) for name, size in sizes.items() if size > 0}
-    if len(logs) < FEWEST:
+    if len(logs) < FEWEST_UPDATES:
         return {}
     middle = median(logs.values())
     spread = _NORMAL * median(abs(log - middle) for log in logs.values())

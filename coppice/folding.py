@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coppice.domain import ClientId, Metrics
-from coppice.firewall import FEWEST, judge, measure
+from coppice.firewall import is_judged, judge, measure
 from coppice.method import ServerHalf
 from coppice.protection import Finding, ProtectionSpec
 from coppice.robust import Read, combined
@@ -33,6 +33,7 @@ def fold(
     clients: Sequence[ClientId],
     read: Read,
     round_number: int,
+    devices: int,
     scratch: Path | None = None,
 ) -> Folded:
     """Fold the updates of these clients, given in plan order.
@@ -42,10 +43,11 @@ def fold(
 
     Args:
         read: Reads updates of these clients, one at a time, as often as need be.
+        devices: That were given a task in the round.
         scratch: Folder for what robust rules put aside.
     """
     refused: Mapping[ClientId, Finding] = {}
-    if protection.firewall and len(clients) >= FEWEST:
+    if protection.firewall and is_judged(devices, len(clients)):
         refused = judge([measure(update) for update in read(clients)])
     accepted = [client_id for client_id in clients if client_id not in refused]
     folded, updates = combined(

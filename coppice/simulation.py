@@ -173,6 +173,7 @@ class Simulation:
             list(answers.stored),
             answers.read,
             round_number,
+            devices=len(plan),
         )
         self.state = folded.state
         answers.refused |= folded.refused

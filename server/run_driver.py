@@ -258,7 +258,7 @@ class RunDriver:
         event = self._event("aggregation_started", f"round {round_number}: folding the updates")
         answers = await self._close_tasks(round_number, TaskKind.TRAIN, event)
         state, folded = await self._resources.threads.compute(
-            partial(self._work.aggregate, answers, round_number)
+            partial(self._work.aggregate, answers, round_number, self.machine.planned)
         )
         count = len(folded.clients)
         text = f"round {round_number} committed: {count} updates" + shown(folded.metrics)

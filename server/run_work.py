@@ -103,9 +103,12 @@ class RunWork:
         return num_examples, self._half.most_steps(task, num_examples)
 
     def aggregate(
-        self, answers: Sequence[UpdateRecord], round_number: int
+        self, answers: Sequence[UpdateRecord], round_number: int, devices: int = 0
     ) -> tuple[BlobRef, Folded]:
-        """Judge and fold stored updates, given in plan order, and store the next state."""
+        """Judge and fold stored updates, given in plan order, and store the next state.
+
+        `devices` were given a task in the round.
+        """
         by_client = {record.client_id: record for record in answers}
         self._know_masks(answers)
         folded = fold(
@@ -115,6 +118,7 @@ class RunWork:
             list(by_client),
             lambda clients: self._updates([by_client[name] for name in clients]),
             round_number,
+            devices=devices,
             scratch=self._blobs.folder,
         )
         self._last_answer_at = max((record.received_at for record in answers), default=None)

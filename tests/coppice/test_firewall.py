@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from coppice.domain import ClientId
-from coppice.firewall import Measured, judge, measure
+from coppice.firewall import Measured, is_judged, judge, measure
 from coppice.method import Update
 from coppice.sparse import Item, Mask, SparseTensor
 
@@ -49,13 +49,22 @@ def test_as_many_as_a_minority_are_refused_however_large_they_are() -> None:
     assert refused(1, 1.2, 0.8, 1.1, 1e3, 1e6, 1e9) == ["e", "f", "g"]
 
 
-def test_a_round_of_fewer_than_five_is_not_judged() -> None:
-    assert refused(1, 1, 1, 1000) == []
+@pytest.mark.parametrize(
+    ("devices", "updates", "judged"), [(5, 5, True), (5, 3, True), (5, 2, False), (4, 4, False)]
+)
+def test_rounds_of_five_devices_are_judged_by_three_updates(
+    devices: int, updates: int, judged: bool
+) -> None:
+    assert is_judged(devices, updates) is judged
+
+
+def test_of_three_updates_one_stands_out() -> None:
+    assert refused(1, 1.5, 1000) == ["c"]
 
 
 def test_devices_that_changed_nothing_say_nothing_of_what_is_ordinary() -> None:
     assert refused(0, 0, 0, 0, 5.0) == []
-    assert refused(0, 0, 0, 0, 0, 1, 1, 1, 1, 1000) == ["j"]
+    assert refused(0, 0, 0, 0, 0, 0, 1, 1, 1, 1000) == ["j"]
 
 
 def test_sizes_are_of_a_step() -> None:

@@ -221,7 +221,11 @@ class News:
 class Device:
     """`fedclient join`; killed, it can be started again with the same state."""
 
-    def __init__(self, name: str, folder: Path, data: Path, *flags: object) -> None:
+    def __init__(
+        self, name: str, folder: Path, data: Path, *flags: object, module: str = "-m edge_client"
+    ) -> None:
+        """`module` may be another program that takes its command line."""
+        self._module = module
         self.name = name
         self.data = data
         self.state = folder / name
@@ -239,7 +243,7 @@ class Device:
         arguments = ("--name", self.name, "--data", self.data, "--state", self.state)
         self.program = Program(
             self.log,
-            "-m edge_client",
+            self._module,
             *("join", address, *access, *arguments, "--threads", "1", *self._flags, *flags),
             GATE=str(self.gate.path),
         )
@@ -301,8 +305,8 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def join(self, name: str, data: Path, *flags: object) -> Device:
-        device = self.devices[name] = Device(name, self.folder, data, *flags)
+    def join(self, name: str, data: Path, *flags: object, module: str = "-m edge_client") -> Device:
+        device = self.devices[name] = Device(name, self.folder, data, *flags, module=module)
         device.start(self.server)
         self._open.callback(device.close)
         return device
