@@ -19,6 +19,7 @@ from coppice import domain, errors
 from coppice.budget import RoundTime
 from coppice.local_training import LocalTraining
 from coppice.method import method_names, settings_type
+from coppice.protection import ProtectionSpec
 from server.config import ServerConfig
 from server.run_file import parse_run_file
 
@@ -83,6 +84,7 @@ RUN_FILE = {
     "[cohort]": domain.CohortSpec,
     "[evaluation]": domain.EvaluationSpec,
     "[stop]": domain.StopSpec,
+    "[protection]": ProtectionSpec,
     "[wire]": domain.WireSpec,
     "[method], training on the devices": LocalTraining,
     "[method.round_time]": RoundTime,
