@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
-from coppice.domain import ClientId, EvaluationSpec, Metrics
+from coppice.domain import BlobRef, ClientId, EvaluationSpec, Metrics
+from coppice.protection import Finding
 from server.records import NewEvent
+from server.verdicts import update_refused
 from tests.server.dashboard.stage import CAPABILITY, PATIENCE_SECONDS, SPEC, Stage, Theatre
 
 DESK = ViewportSize(width=1280, height=900)
@@ -153,6 +155,27 @@ def test_a_device_shows_what_its_last_round_took(browser: Browser, theatre: Thea
         expect(row.nth(7)).to_have_attribute("title", "under-voltage, throttled")
         cool = table.locator("tbody tr").filter(has_text="pi-1").locator("td")
         expect(cool.nth(7)).to_have_text("")
+
+
+def test_refused_updates_are_listed_with_who_and_why(browser: Browser, theatre: Theatre) -> None:
+    finding = Finding("size", f"it is too large {HOSTILE}", {"times": 50.0})
+
+    async def refuse(stage: Stage) -> None:
+        task = next(task for task in stage.store.tasks(1, 1) if task.client_id == "pi-2")
+        event = update_refused(1, 1, task.client_id, finding)
+        blob = BlobRef("a" * 64, 9)
+        await stage.resources.write(stage.store.refuse_update, task, blob, finding, events=[event])
+
+    theatre.do(submit)
+    theatre.do(lambda stage: stage.enter("pi-1", "pi-2", "pi-3"))
+    with opened(browser, theatre) as page:
+        expect(page.locator("#clients-about")).to_contain_text("3 working")
+        expect(page.locator("#refusals")).to_be_hidden()
+        theatre.do(refuse)
+        expect(page.locator("#refusals-about")).to_have_text("1 of 1 device")
+        (row,) = rows(page, "refusals-table")
+        assert re.split(r"\t", row)[:3] == ["pi-2", "1", finding.reason]
+        expect(page.locator("#log li.bad")).to_contain_text("update of pi-2 refused")
 
 
 def test_all_models_are_listed_with_what_they_are_worth(

@@ -11,6 +11,7 @@ import pytest
 from coppice.domain import CohortSpec, DataSpec, EvaluationSpec, ModelSpec, StopSpec, WireSpec
 from coppice.method import method_names
 from coppice.methods.fedavg.settings import Settings
+from coppice.protection import ProtectionSpec
 from tests.server.run_file_samples import TEXT, WITHOUT_APP, changed, mistakes
 
 SECTIONS: dict[str, Any] = {
@@ -21,6 +22,7 @@ SECTIONS: dict[str, Any] = {
     "stop": StopSpec,
     "evaluation": EvaluationSpec,
     "wire": WireSpec,
+    "protection": ProtectionSpec,
 }
 
 METHODS = ", ".join(map(repr, method_names()))
@@ -35,7 +37,7 @@ class TestUnknownKeys:
 
     @pytest.mark.parametrize("section", SECTIONS)
     def test_section_lists_what_is_allowed(self, section: str) -> None:
-        text = changed("[stop]", "[evaluation]\n[wire]\n[stop]")
+        text = changed("[stop]", "[evaluation]\n[wire]\n[protection]\n[stop]")
         text = changed(f"[{section}]\n", f"[{section}]\nnonsense = 1\n", text=text)
         allowed = ", ".join(field.name for field in fields(SECTIONS[section]))
         assert mistakes(text) == [f"{section}.nonsense: is not a key; allowed are {allowed}"]
@@ -132,6 +134,28 @@ WRONG: list[tuple[Change, str]] = [
     ),
     (('["a", "b"]', '["a", "a"]'), "data.classes names a class twice"),
     (('["a", "b"]', '"ab"'), "data.classes: is 'ab'; input should be a valid array"),
+    (
+        ("size = 3", 'size = 3\n[protection]\naggregate = "average"'),
+        "protection.aggregate: is 'average'; input should be 'mean', 'median', 'trimmed', "
+        "'clipped', 'krum' or 'multi-krum'",
+    ),
+    (
+        ("size = 3", "size = 3\n[protection]\ntrim = 0.5"),
+        "protection.trim: is 0.5; input should be less than 0.5",
+    ),
+    (
+        ("size = 3", "size = 3\n[protection]\nclip_norm = 0"),
+        "protection.clip_norm: is 0; input should be greater than 0",
+    ),
+    (
+        ("size = 3", "size = 3\n[protection]\nstrikes = -1"),
+        "protection.strikes: is -1; input should be greater than or equal to 0",
+    ),
+    (
+        ("size = 3", 'size = 8\n[protection]\naggregate = "krum"'),
+        "protection.hostile is 1: Krum needs 5 updates for that, and a round closes with 4; raise "
+        "cohort.quorum",
+    ),
     (('"fedavg"', '"fedvag"'), f"method.name: is 'fedvag'; allowed are {METHODS}"),
     (('"fedavg"', "['fedavg']"), f"method.name: is ['fedavg']; allowed are {METHODS}"),
     (("local_epochs = 1", ""), "method: give one of local_steps and local_epochs"),

@@ -26,7 +26,17 @@ from tests.server.dashboard.stage import (
 
 Play = Callable[[Stage, httpx.AsyncClient], Awaitable[None]]
 
-OF_A_RUN = ["", "/rounds", "/evaluations", "/ledger", "/reports", "/log", "/models", "/model"]
+OF_A_RUN = [
+    "",
+    "/rounds",
+    "/evaluations",
+    "/ledger",
+    "/reports",
+    "/refusals",
+    "/log",
+    "/models",
+    "/model",
+]
 
 
 @contextlib.asynccontextmanager
