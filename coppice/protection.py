@@ -19,15 +19,23 @@ Aggregate = Literal["mean", "median", "trimmed", "clipped", "krum", "multi-krum"
 Rule = Literal["structure", "claims", "size", "weight"]
 
 
+#: Of a reason.
+_MOST_CHARACTERS = 400
+
+
 @dataclass(frozen=True)
 class Finding:
     """Why an update is refused."""
 
     rule: Rule
-    #: One sentence for people, without the client's name.
+    #: One sentence for people, without the client's name; printable, whatever a device put into it.
     reason: str
     #: The figures behind it, by name.
     evidence: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shown = "".join(char if char.isprintable() else " " for char in self.reason)
+        object.__setattr__(self, "reason", shown[:_MOST_CHARACTERS])
 
 
 @dataclass(frozen=True, kw_only=True)

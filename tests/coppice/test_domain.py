@@ -98,7 +98,7 @@ def test_only_the_workload_travels() -> None:
     assert type(spec.workload) is Workload
     fields = {field.name for field in dataclasses.fields(RunSpec)}
     own = {field.name for field in dataclasses.fields(Workload)}
-    assert fields - own == {"cohort", "stop", "evaluation", "warm_start"}
+    assert fields - own == {"cohort", "stop", "evaluation", "warm_start", "protection"}
     # A field that a workload gains must be passed on.
     assert all(getattr(spec.workload, name) == getattr(spec, name) for name in own)
 

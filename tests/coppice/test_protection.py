@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coppice.protection import ProtectionSpec, needed_updates
+from coppice.protection import Finding, ProtectionSpec, needed_updates
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,12 @@ def test_a_few_refused_updates_fail_no_round(
     needed: int, planned: int, refused: int, fewest: int
 ) -> None:
     assert needed_updates(needed, planned, refused) == fewest
+
+
+def test_a_reason_is_one_short_line_whatever_a_device_has_put_into_it() -> None:
+    finding = Finding("structure", "delta/\x1b[2J\n" + 1000 * "w" + " was not asked for")
+    assert finding.reason.startswith("delta/ [2J www")
+    assert len(finding.reason) == 400
 
 
 def test_a_client_is_left_out_after_its_last_strike() -> None:
