@@ -56,7 +56,7 @@ class Live:
         return [
             event["text"]
             for event in self.server.api.get("/log?newest=true")
-            if event["kind"] == "call_refused"
+            if event["kind"] in ("call_refused", "update_refused")
             and event["client_id"] == client_id
             and text in event["text"]
         ]
@@ -73,6 +73,8 @@ def live(tmp_path_factory: pytest.TempPathFactory, digits: dict[str, Path]) -> I
                 model='{ name = "mlp", hidden = [32], norm = "batch" }',
                 cohort="{ size = 3, quorum = 2, gather_seconds = 60 }",
                 stop=f"{{ rounds = {ROUNDS} }}",
+                # Mallory is to have another try, and another.
+                protection="{ strikes = 0 }",
             )
         )
         mallory = Caller(fleet.server.address, "mallory")
@@ -149,11 +151,12 @@ def test_update_that_does_not_fit_its_task_is_refused_and_the_round_closes_witho
         for row in live.server.ledger(live.run_id)
         if row["round_number"] == task.round_number
     }
-    assert outcomes == {"pi-1": "counted", "pi-2": "counted", "mallory": "missing"}
+    assert outcomes == {"pi-1": "counted", "pi-2": "counted", "mallory": "refused"}
 
-    # Now it is too late for any answer.
+    # A task has one answer, and this was it.
     good = push_parts(task.task_id, encode(update))
-    assert live.refused(lambda: live.mallory.push(*good)).error == "RoundClosed"
+    again = live.refused(lambda: live.mallory.push(*good))
+    assert (again.error, again.details) == ("UpdateRefused", refused.details)
 
 
 def other_bytes(data: bytearray) -> bytearray:
