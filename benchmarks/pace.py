@@ -38,11 +38,10 @@ SIZES = {
 ALPHA = 0.5
 TRAINING = {"local_steps": 5, "batch_size": 20, "learning_rate": 0.05}
 _PRUNED = {**TRAINING, "initial_passes": 0, "reconfigure_every": 10}
-_GLOBAL = {**_PRUNED, "mask_scope": "global"}
 #: Method and settings of each way to train.
 WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "dense": ("fedavg", TRAINING),
-    "one-mask": ("prunefl", _GLOBAL),
+    "one-mask": ("prunefl", {**_PRUNED, "mask_scope": "global"}),
     "pace": ("prunefl", _PRUNED),
 }
 PARTS = ("killed", "memory", "clock", "disturbed")
@@ -271,9 +270,8 @@ class _Bench:
                 device.limit_processor(None)
                 command = device.command(
                     sys.executable, "-m", "edge_client", "join", host.address, "--insecure",
-                    "--name", name, "--threads", "1",
+                    "--name", name, "--threads", "1", "--state", str(self._state(name)),
                     "--data", str(self._file(name, large=job.large)),
-                    "--state", str(self._state(name)),
                 )  # fmt: skip
                 log = self._folder / f"{name}.log"
                 process = stack.enter_context(running(log, *command))
@@ -395,8 +393,9 @@ def _is_there(process: psutil.Process) -> bool:
 
 def _cpu_seconds(process: psutil.Process) -> float:
     try:
-        family = [process, *process.children(recursive=True)]
-        return sum(sum(item.cpu_times()[:2]) for item in family)
+        # Its own, of its children that have ended, and of those that have not.
+        times = [process.cpu_times(), *(x.cpu_times()[:2] for x in process.children())]
+        return sum(map(sum, times))
     except psutil.Error:
         # It has been killed: what it used is not told any more.
         return 0.0

@@ -37,7 +37,7 @@ from server.refusals import Refusals
 from server.reports import Reports
 from server.resources import Resources
 from server.run_driver import RunDriver
-from server.verdicts import Told, untold
+from server.verdicts import untold
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Coordinator:
         self._refusals = Refusals(resources)
         self._reports = Reports(resources)
         self._absent: set[ClientId] = set()
+        self.untold = partial(untold, resources)
         #: Held while the next run is chosen, and while one that waits is stopped.
         self._choosing = asyncio.Lock()
         self._failures: asyncio.Queue[CoppiceError] = asyncio.Queue()
@@ -285,12 +286,6 @@ class Coordinator:
             self._resources.presence.working(client.client_id, answer.task_id)
         return answer
 
-    async def untold(self, check_in: CheckIn) -> Told | None:
-        """What a client has to be told of its refused updates; None when nothing."""
-        return await untold(
-            self._resources, check_in.client_id, check_in.run_key, check_in.refusal_seen
-        )
-
     async def _answer(self, client: ClientRecord, check_in: CheckIn) -> Answer:
         driver = self._driver
         is_ready = driver is not None and driver.record.key == check_in.run_key
@@ -332,8 +327,8 @@ class Coordinator:
         self.require_joined(client_id)
         offered = set()
         if self._driver is not None:
-            if (task := self._driver.tasks.get(client_id)) is not None:
-                offered |= blobs_of(task)
+            task = self._driver.tasks.get(client_id)
+            offered |= set() if task is None else blobs_of(task)
             if self._driver.terms is not None:
                 offered.add(self._driver.terms.payload.digest)
         if digest not in offered and not self._keepsakes.offers(client_id, digest):

@@ -7,6 +7,7 @@ from functools import partial
 
 from coppice.domain import ClientId
 from coppice.protection import Finding, ProtectionSpec
+from server.answers import CheckIn
 from server.records import NewEvent, RefusalRecord
 from server.resources import Resources
 
@@ -74,16 +75,16 @@ class Told:
     left_out: bool
 
 
-async def untold(resources: Resources, client_id: ClientId, run_key: str, seen: int) -> Told | None:
+async def untold(resources: Resources, check_in: CheckIn) -> Told | None:
     """What a device has to be told of its refused updates in a run; None when nothing."""
-    if not run_key or client_id not in resources.refused_clients:
+    if not check_in.run_key or check_in.client_id not in resources.refused_clients:
         return None
-    return await resources.threads.store(partial(_untold, resources, client_id, run_key, seen))
+    return await resources.threads.store(partial(_untold, resources, check_in))
 
 
-def _untold(resources: Resources, client_id: ClientId, run_key: str, seen: int) -> Told | None:
-    store = resources.store
-    run = store.run_of_key(run_key)
+def _untold(resources: Resources, check_in: CheckIn) -> Told | None:
+    store, client_id, seen = resources.store, check_in.client_id, check_in.refusal_seen
+    run = store.run_of_key(check_in.run_key)
     if run is None:
         return None
     found = store.refusals(run.run_id, seen, _MOST_TOLD, newest=True, client_id=client_id)

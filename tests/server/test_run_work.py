@@ -296,41 +296,36 @@ class TestSeconds:
     def test_of_an_update_are_from_the_offer_to_the_stored_answer(
         self, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        seen: list[float | None] = []
-        pauses: list[float | None] = []
+        seen: list[tuple[float | None, float | None]] = []
 
         class Noting(Toy):
             def aggregate(
                 self, state: toy_method.State, updates: Iterable[Update], round_number: int
             ) -> tuple[toy_method.State, Metrics]:
-                for update in updates:
-                    seen.append(update.seconds)
-                    pauses.append(update.pause_seconds)
+                seen.extend((update.seconds, update.pause_seconds) for update in updates)
                 return state, {}
 
         monkeypatch.setattr("server.run_work.server_half", lambda _: Noting())
         work = RunWork(SPEC, blobs)
         work.init_state(None)
-        (task, *_) = work.plan(TaskKind.TRAIN, COHORT, 1)
+        task, *_ = work.plan(TaskKind.TRAIN, COHORT, 1)
         ref = blobs.put(wire.encode({"part": {"x": torch.zeros(1)}}))
+
+        def fold(*times: tuple[float, float]) -> None:
+            tasks = [replace(task, client_id=ClientId(f"{n}")) for n in range(len(times))]
+            at = [{"offered_at": NOON + begin, "received_at": NOON + end} for begin, end in times]
+            work.aggregate([record(1, t, ref, **a) for t, a in zip(tasks, at, strict=True)], 1)
+
         # The clock may have been set back meanwhile.
-        times = {"a": NOON + 12.5, "b": NOON, "c": NOON - 400}
-        came = [record(1, task, ref, received_at=time) for time in times.values()]
-        names = map(ClientId, times)
-        work.aggregate([replace(item, client_id=next(names)) for item in came], 1)
-        assert seen == [12.5, 0.0, 0.0]
-        at = zip((14, 11), map(ClientId, "ab"), strict=True)
-        later = [replace(came[0], client_id=name, offered_at=NOON + second) for second, name in at]
-        work.aggregate(later, 2)
-        assert pauses == [None] * 3 + [1.5, 0.0]
+        fold((0, 12.5), (0, 0), (0, -400))
+        assert seen == [(12.5, None), (0.0, None), (0.0, None)]
+        fold((14, 20), (11, 21))
+        assert seen[3:] == [(6.0, 1.5), (10.0, 0.0)]
         # A server that was away for a while has seen nothing of that.
         monkeypatch.setattr("server.run_work.time.time", lambda: NOON + 1)
         work.load_state(work.init_state(None))
-        late = [record(1, task, ref, offered_at=NOON + 2, received_at=NOON + 5)]
-        early = replace(late[0], client_id=ClientId("c"), offered_at=NOON, received_at=NOON + 12)
-        work.aggregate([early, *late], 1)
-        assert seen[5:] == [None, 3.0]
-        assert pauses[5:] == [None, None]
+        fold((0, 12), (2, 5))
+        assert seen[5:] == [(None, None), (3.0, None)]
 
 
 class TestOpening:
