@@ -58,7 +58,6 @@ _EVERY = {"dense": 2, "one-mask": 3, "pace": 6}
 _ENDLESS = 100_000
 #: Of the disturbed run: rounds before the first disturbance, and between the two.
 _CALM = 12
-
 _RUN = """\
 name = "{way}"
 seed = {seed}
