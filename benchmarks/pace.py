@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 
 from benchmarks.fashion_data import DATA, add_data_argument, deal_out, read_both
+from benchmarks.others import Others
 from benchmarks.pace_clock import draw
 from benchmarks.pace_report import report
 from benchmarks.pace_start import MODEL, pruned_start
@@ -104,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--results",
         type=Path,
         default=Path("results/pace"),
-        help="folder for what was measured (default: %(default)s)",
+        help="folder for runs, which are not done again (default: %(default)s)",
     )
 
 
@@ -135,8 +136,10 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if "killed" in arguments.parts:
         _tell_one_round(SIZES["pi-0"].memory_mb)
     for job in _jobs(arguments.parts, arguments.seeds, arguments.minutes):
-        found = bench.run(job)
         file = results / f"{job.part}-{job.seed}-{job.way}.json"
+        if file.exists():
+            continue
+        found = bench.run(job)
         file.write_text(json.dumps(found) + "\n")
         print(f"{file.stem} is done", flush=True)
     runs = [json.loads(file.read_text()) for file in sorted(results.glob("*-*-*.json"))]
@@ -197,7 +200,7 @@ def _padded(images: Any) -> Any:
 
 
 def _halve_processor(devices: Mapping[str, SmallDevice]) -> None:
-    devices["pi-3"].limit_processor(SIZES["pi-3"].share / 2)
+    devices["pi-1"].limit_processor(SIZES["pi-1"].share / 2)
 
 
 def _lower_memory(devices: Mapping[str, SmallDevice]) -> None:
@@ -240,7 +243,7 @@ class _Bench:
             self._clients(host, devices, job) as clients,
         ):
             self._limit(devices, job)
-            others = _Others([host.process, *clients.values()])
+            others = Others([host.process, *clients.values()])
             text = self._toml(job)
             asked = {"toml": text, "folder": str(self._folder)}
             run_id = host.api.post("/runs", asked)["run_id"]
@@ -300,13 +303,15 @@ class _Bench:
     ) -> list[str]:
         """Disturb when it is time; returns when the run has ended, or the devices that are gone."""
         to_come = dict(job.disturbances or {})
+        seconds_left = None if job.minutes is None else 60 * job.minutes
         end = time.monotonic() + _TIMEOUT_SECONDS
         while (record := host.api.get(f"/runs/{run_id}"))["ended_at"] is None:
             for number in [*to_come]:
                 if len(host.api.get(f"/runs/{run_id}/rounds")) > number:
                     to_come.pop(number)(devices)
-            if job.minutes is not None and self._lasted(host, run_id) > 60 * job.minutes:
+            if seconds_left is not None and self._lasted(host, run_id) > seconds_left:
                 host.api.post(f"/runs/{run_id}/stop", {})
+                seconds_left = None
             gone = [name for name, process in clients.items() if not _is_there(process)]
             if gone:
                 return gone
@@ -364,37 +369,8 @@ class _Bench:
         return list(json.loads((self._state(name) / "costs.json").read_text()).values())[-1]
 
 
-class _Others:
-    """What the rest of the machine computes in the meantime."""
-
-    def __init__(self, own: Sequence[psutil.Process]) -> None:
-        self._own = own
-        self._began = time.monotonic()
-        self._before = self._other_seconds()
-
-    def cores(self) -> float:
-        """Cores that others kept busy, on average."""
-        seconds = time.monotonic() - self._began
-        return (self._other_seconds() - self._before) / seconds
-
-    def _other_seconds(self) -> float:
-        times = psutil.cpu_times()
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        return float(sum(times) - idle - sum(map(_cpu_seconds, self._own)))
-
-
 def _is_there(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _cpu_seconds(process: psutil.Process) -> float:
-    try:
-        # Its own, of its children that have ended, and of those that have not.
-        times = [process.cpu_times(), *(x.cpu_times()[:2] for x in process.children())]
-        return sum(map(sum, times))
-    except psutil.Error:
-        # It has been killed: what it used is not told any more.
-        return 0.0

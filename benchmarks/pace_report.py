@@ -29,7 +29,7 @@ def report(runs: Sequence[Run], targets: Sequence[float] = ()) -> str:
         ("By the clock, in turns: the mean of the seeds and their range", parts["clock"],
          partial(by_the_clock, targets=targets)),
         ("Predicted and measured, over the runs with pace by the clock", paced, _predicted),
-        ("Round by round: pi-3's quota is halved, then pi-1's memory is lowered",
+        ("Round by round: pi-1's quota is halved, then its memory is lowered",
          parts["disturbed"], _disturbed),
     ]  # fmt: skip
     return "\n".join(
