@@ -21,6 +21,8 @@ CoppiceError
     ├── CertificateExpired
     ├── MemberRevoked
     ├── NoAuthority
+    ├── NotLoggedIn
+    ├── NotAllowed
     ├── UnknownMember
     ├── UnknownToken
     ├── UnknownBlob
@@ -162,6 +164,18 @@ class MemberRevoked(Fatal):
 
 class NoAuthority(Fatal):
     """The server runs with --insecure: it has no tokens, certificates or members."""
+
+    exit_code = 5
+
+
+class NotLoggedIn(Fatal):
+    """The server wants a token here: log in, or name one with --token-file."""
+
+    exit_code = 5
+
+
+class NotAllowed(Fatal):
+    """Only an operator may do this."""
 
     exit_code = 5
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from server.records import NewEvent
 
 #: Events that a listener may be behind; one that is slower is cut off and has to come again.
 BACKLOG = 1000
+#: How often a listener that hears nothing is asked whether it still may.
+_GLANCE_SECONDS = 1.0
 
 
 class Announcer:
@@ -28,12 +30,14 @@ class Announcer:
                     queue.put_nowait(event)
 
     @contextmanager
-    def listening(self) -> Iterator[AsyncIterator[NewEvent]]:
-        """Events from here on, until the server stops or the listener is too slow."""
+    def listening(
+        self, may_listen: Callable[[], bool] = lambda: True
+    ) -> Iterator[AsyncIterator[NewEvent]]:
+        """Events from here on, until the server stops or the listener is too slow, or may not."""
         queue: asyncio.Queue[NewEvent | None] = asyncio.Queue()
         self._listeners.add(queue)
         try:
-            yield _events(queue)
+            yield _events(queue, may_listen)
         finally:
             self._listeners.discard(queue)
 
@@ -47,6 +51,15 @@ class Announcer:
         queue.put_nowait(None)
 
 
-async def _events(queue: asyncio.Queue[NewEvent | None]) -> AsyncIterator[NewEvent]:
-    while (event := await queue.get()) is not None:
+async def _events(
+    queue: asyncio.Queue[NewEvent | None], may_listen: Callable[[], bool]
+) -> AsyncIterator[NewEvent]:
+    while may_listen():
+        try:
+            async with asyncio.timeout(_GLANCE_SECONDS):
+                event = await queue.get()
+        except TimeoutError:
+            continue
+        if event is None or not may_listen():
+            return
         yield event

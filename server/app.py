@@ -19,12 +19,21 @@ import uvicorn
 
 from coppice.errors import DiskFull, StoreUnusable
 from coppice.files import write_file
+from server.access import Access
 from server.addresses import names_of_host, reachable
 from server.announcer import Announcer
+from server.audit import Audit
 from server.authority import open_authority
 from server.blobs import Blobs
 from server.callers import Certified, Named
-from server.config import WHERE_FILE, Address, ServerConfig
+from server.config import (
+    AUTHORITY_FILE,
+    AUTHORITY_FOLDER,
+    TOKEN_FILE,
+    WHERE_FILE,
+    Address,
+    ServerConfig,
+)
 from server.coordinator import Coordinator
 from server.dashboard.api import make_app
 from server.dashboard.members import Enrolments, join_line
@@ -92,6 +101,7 @@ class Server:
             apps_folder=config.data / "apps",
         )
         self._coordinator = Coordinator(self._resources)
+        self._audit = Audit(self._resources)
         try:
             await self._open_ports()
         except BaseException:
@@ -106,13 +116,18 @@ class Server:
         service = CoordinationService(
             self._coordinator, callers, resources.blobs, resources.threads, config.name
         )
+        self._access = None if self._members is None else await self._open_access()
         authority = self._members.authority if self._members is not None else None
         server, self.address = listen_for_devices(config.listen, service, authority)
         self._servers.append(server)
         self.dashboard = Address(config.dashboard.host, self._socket.getsockname()[1])
         submit_run = partial(submit, resources, self._coordinator)
         enrolments = None if self._members is None else Enrolments(self._members, self.join_address)
-        app = make_app(self._coordinator, resources, submit_run, enrolments)
+        app = make_app(
+            self._coordinator, resources, submit_run, enrolments, self._access, self._audit
+        )
+        # Its key and its certificate are in one file.
+        certificate = str(config.data / AUTHORITY_FOLDER / "server.pem")
         self._web = _Uvicorn(
             uvicorn.Config(
                 app,
@@ -120,6 +135,9 @@ class Server:
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=1,
+                # Who is near could say with these that it is anybody.
+                proxy_headers=False,
+                ssl_certfile=certificate if config.dashboard_tls else None,
             )
         )
 
@@ -127,7 +145,7 @@ class Server:
         """Certificates, who has them, and the port at which devices get them."""
         config = self._config
         authority = open_authority(
-            config.data / "authority", config.name, [config.name, *names_of_host()]
+            config.data / AUTHORITY_FOLDER, config.name, [config.name, *names_of_host()]
         )
         members = Members(
             self._resources,
@@ -137,11 +155,18 @@ class Server:
             grace_seconds=config.grace_days * DAY_SECONDS,
         )
         await members.load()
-        service = EnrolmentService(members, self._coordinator)
+        service = EnrolmentService(members, self._coordinator, self._audit)
         server, self.enrolment = listen_for_strangers(config.enrolment, service, authority)
         self._servers.append(server)
         members.port = self.enrolment.port
         return members
+
+    async def _open_access(self) -> Access:
+        """Who may use the page and the API: the first time, the user who starts the server."""
+        access = Access(self._resources)
+        await access.load()
+        self._new_token = await access.keep_local(self._config.data / TOKEN_FILE)
+        return access
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -210,9 +235,17 @@ class Server:
         print(f"fedserver {self._config.name} is up")
         await self._tell_devices()
         print(f"  dashboard: {self.dashboard_url}")
+        self._tell_people()
         print(f"  data:      {self._config.data}", flush=True)
-        if not self.dashboard.is_loopback:
-            print("  warning: the dashboard has no login yet; use a network that you trust")
+
+    def _tell_people(self) -> None:
+        if self._access is None:
+            print("             no login: whoever is on this machine may do everything there")
+        elif self._new_token is not None:
+            print(f"             log in with {self._new_token}")
+            print(f"             shown this once; it is in {self._config.data / TOKEN_FILE}")
+        if self._config.dashboard_tls:
+            print(f"             browsers know it by {self._config.data / AUTHORITY_FILE}")
 
     async def _tell_devices(self) -> None:
         if self._members is None:
@@ -236,6 +269,8 @@ class Server:
     @property
     def dashboard_url(self) -> str:
         """Where the page is."""
+        if self._config.dashboard_tls:
+            return f"https://{Address(reachable(self.dashboard.host), self.dashboard.port)}"
         return f"http://{self.dashboard}"
 
 

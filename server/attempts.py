@@ -19,6 +19,21 @@ TOTAL_BURST, TOTAL_PER_SECOND = 400.0, 40.0
 MOST_ADDRESSES = 4096
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How often one may try, and how often all together: at once, and in a second from then on."""
+
+    burst: float
+    per_second: float
+    total_burst: float
+    total_per_second: float
+
+
+ENROLMENT = Pace(BURST, PER_SECOND, TOTAL_BURST, TOTAL_PER_SECOND)
+#: People who type and paste: nobody needs more.
+LOGIN = Pace(10.0, 0.2, 100.0, 2.0)
+
+
 @dataclass
 class _Bucket:
     left: float
@@ -28,24 +43,25 @@ class _Bucket:
 class Attempts:
     """Counts attempts. Belongs to the event loop's thread."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, pace: Pace = ENROLMENT) -> None:
         self._clock = clock
-        self._total = _Bucket(TOTAL_BURST, clock())
+        self._pace = pace
+        self._total = _Bucket(pace.total_burst, clock())
         self._addresses: OrderedDict[str, _Bucket] = OrderedDict()
 
     def count(self, address: str) -> None:
         """One more attempt of this address; ServerBusy when it is one too many."""
-        now = self._clock()
+        now, pace = self._clock(), self._pace
         source = _network(address)
-        bucket = self._addresses.setdefault(source, _Bucket(BURST, now))
+        bucket = self._addresses.setdefault(source, _Bucket(pace.burst, now))
         self._addresses.move_to_end(source)
         if len(self._addresses) > MOST_ADDRESSES:
             self._addresses.popitem(last=False)
         # An address that tries too often takes nothing from the others.
-        if not _take(bucket, BURST, PER_SECOND, now):
+        if not _take(bucket, pace.burst, pace.per_second, now):
             raise ServerBusy("too many attempts from this address; wait a minute and try again")
-        if not _take(self._total, TOTAL_BURST, TOTAL_PER_SECOND, now):
-            raise ServerBusy("too many devices try at the same time; wait a little and try again")
+        if not _take(self._total, pace.total_burst, pace.total_per_second, now):
+            raise ServerBusy("too many try at the same time; wait a little and try again")
 
 
 def _take(bucket: _Bucket, burst: float, per_second: float, now: float) -> bool:

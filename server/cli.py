@@ -1,4 +1,4 @@
-"""fedserver: start the server; submit and watch runs; let devices in and out."""
+"""fedserver: start the server; submit and watch runs; let devices and people in and out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from coppice import __version__
 from coppice.errors import CoppiceError
-from server import member_commands, run_commands
+from server import access_commands, member_commands, run_commands
 from server.config import (
     DEFAULT_DASHBOARD_PORT,
     DEFAULT_DATA,
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_start(commands)
     run_commands.add_parser(commands)
     member_commands.add_parsers(commands)
+    access_commands.add_parsers(commands)
     return parser
 
 
@@ -77,6 +78,11 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--dashboard",
         metavar="HOST:PORT",
         help=f"page and HTTP API (default: 127.0.0.1:{DEFAULT_DASHBOARD_PORT})",
+    )
+    start.add_argument(
+        "--dashboard-tls",
+        choices=("true", "false"),
+        help="whether these are HTTPS (default: unless on loopback)",
     )
     start.add_argument(
         "--database",

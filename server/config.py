@@ -27,6 +27,7 @@ _MOST_DAYS = 3650.0
 _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "durable": (bool, "true or false"),
     "insecure": (bool, "true or false"),
+    "dashboard_tls": (bool, "true or false"),
     "certificate_days": ((int, float), "a number"),
     "grace_days": ((int, float), "a number"),
 }
@@ -36,6 +37,13 @@ _ADDRESS = re.compile(r"(?:(\[[^\s\[\]]+\]|[^\s:\[\]]*):)?([0-9]{1,5})")
 
 #: Name of the file in the data folder that tells where the running server is.
 WHERE_FILE = "server.json"
+
+#: In the data folder too: the token by which the command line of this user is an operator.
+TOKEN_FILE = "operator.token"
+
+#: And the certificate by which a server's TLS is known.
+AUTHORITY_FOLDER = "authority"
+AUTHORITY_FILE = f"{AUTHORITY_FOLDER}/ca.pem"
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ class ServerConfig:
     enrolment: Address
     #: Where the page and the HTTP API are.
     dashboard: Address
+    #: Whether they are HTTPS; always, but on loopback.
+    dashboard_tls: bool
     #: No TLS, no certificates: on loopback only.
     insecure: bool
     #: How long a device's certificate is valid, and for how long after that its key renews it.
@@ -101,13 +111,20 @@ def resolve(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> 
             f"listen: is {listen}; with --insecure only this machine may be let in, as by "
             f"{_LOOPBACK}:{DEFAULT_GRPC_PORT}: leave --insecure out"
         )
-    beside = listen.port + 1 if 0 < listen.port < _LAST_PORT else 0
     local = Address(_LOOPBACK, DEFAULT_DASHBOARD_PORT)
+    dashboard = _address("dashboard", told.get("dashboard", ""), local)
+    if insecure and not dashboard.is_loopback:
+        raise RunFileError(
+            f"dashboard: is {dashboard}; with --insecure there is no login, and only this machine "
+            f"may use it, as by {local}: leave --insecure out"
+        )
+    beside = listen.port + 1 if 0 < listen.port < _LAST_PORT else 0
     return ServerConfig(
         data=data,
         listen=listen,
         enrolment=_address("enrolment", told.get("enrolment", ""), Address(listen.host, beside)),
-        dashboard=_address("dashboard", told.get("dashboard", ""), local),
+        dashboard=dashboard,
+        dashboard_tls=_dashboard_tls(told.get("dashboard_tls"), dashboard, insecure),
         insecure=insecure,
         certificate_days=_days("certificate_days", told.get("certificate_days", 14)),
         grace_days=_days("grace_days", told.get("grace_days", 90)),
@@ -144,6 +161,20 @@ def _address(key: str, value: object, default: Address) -> Address:
     if found is None or int(found[2]) > _LAST_PORT:
         raise RunFileError(f"{key}: is {value!r}; allowed is HOST:PORT, as in {default}")
     return Address((found[1] or default.host).strip("[]"), int(found[2]))
+
+
+def _dashboard_tls(value: object, dashboard: Address, insecure: bool) -> bool:
+    if value is None:
+        return not dashboard.is_loopback
+    wanted = _truth("dashboard_tls", value)
+    if wanted and insecure:
+        raise RunFileError("dashboard_tls: with --insecure there are no certificates")
+    if not wanted and not dashboard.is_loopback:
+        raise RunFileError(
+            f"dashboard_tls: is false, but other machines reach {dashboard}, which would send "
+            "tokens in clear; leave it out, or use loopback and put something with TLS before it"
+        )
+    return wanted
 
 
 def _days(key: str, value: object) -> float:

@@ -19,6 +19,7 @@ from coppice.errors import (
     UpdateRefused,
 )
 from coppice.wire import coordination_pb2 as pb
+from server.access_records import SERVER, Actor, Line
 from server.answers import Answer, CheckIn, EndedRun, OpenRun, blobs_of
 from server.bell import Bell
 from server.intake import take_update
@@ -155,10 +156,11 @@ class Coordinator:
 
     # ---- runs ----
 
-    async def submit(self, spec: RunSpec) -> int:
+    async def submit(self, spec: RunSpec, by: Actor = SERVER) -> int:
         """Queue a run, which was checked."""
         event = NewEvent("run_submitted", f"run {spec.name} submitted")
-        run_id: int = await self._resources.write(self._store.submit_run, spec, events=[event])
+        lines: list[Line] = [event, by.did("submit run", spec.name)]
+        run_id: int = await self._resources.write(self._store.submit_run, spec, events=lines)
         self._submitted.set()
         return run_id
 
@@ -172,10 +174,8 @@ class Coordinator:
             if record.ended_at is not None:
                 raise UnknownRun(f"run {run_id} has ended already ({record.state})")
             event = NewEvent("run_ended", f"run {record.spec.name} stopped before it began", run_id)
-            reason = "stopped by an operator"
-            await self._resources.write(
-                self._store.end_run, run_id, RunState.STOPPED, reason, events=[event]
-            )
+            end = partial(self._store.end_run, run_id, RunState.STOPPED, "stopped by an operator")
+            await self._resources.write(end, events=[event])
 
     def snapshot(self) -> Snapshot:
         """The present moment."""

@@ -10,7 +10,9 @@ from urllib.parse import unquote
 from coppice.domain import PROTOCOL_VERSION
 from coppice.errors import CoppiceError, DiskFull, ProtocolMismatch, ServerBusy, StoreUnusable
 from coppice.wire import coordination_pb2 as pb
+from server.access_records import Actor
 from server.attempts import Attempts
+from server.audit import Audit
 from server.callers import certificate
 from server.coordinator import Coordinator
 from server.handlers import Context, Service
@@ -30,10 +32,15 @@ class EnrolmentService(Service):
     longest_message_bytes = TRANSPORT_ENROLMENT_BYTES // 2
 
     def __init__(
-        self, members: Members, coordinator: Coordinator, attempts: Attempts | None = None
+        self,
+        members: Members,
+        coordinator: Coordinator,
+        audit: Audit,
+        attempts: Attempts | None = None,
     ) -> None:
         self._members = members
         self._coordinator = coordinator
+        self._audit = audit
         self._attempts = attempts if attempts is not None else Attempts()
 
     async def Authority(self, request: pb.AuthorityRequest, address: str) -> pb.AuthorityReply:
@@ -45,9 +52,10 @@ class EnrolmentService(Service):
                 f"this server speaks protocol {PROTOCOL_VERSION}, the device "
                 f"{request.protocol_version}: install the same version of coppice on both"
             )
-        return certificate(
-            await self._members.enrol(request.signing_request, request.secret, request.name)
+        issued = await self._members.enrol(
+            request.signing_request, request.secret, request.name, address
         )
+        return certificate(issued)
 
     async def Renew(self, request: pb.RenewRequest, address: str) -> pb.Certificate:
         return certificate(await self._members.renew(request.signing_request))
@@ -65,6 +73,8 @@ class EnrolmentService(Service):
             if isinstance(error, DiskFull | StoreUnusable):
                 raise error
             await self._coordinator.refused(None, error)
+            caller = Actor("", "device", address_of(context.peer()))
+            await self._audit.refused(caller, "enrol", str(error))
         except (DiskFull, StoreUnusable) as failure:
             self._coordinator.give_up(failure)
             return ServerBusy("the server cannot store anything at present")

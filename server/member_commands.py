@@ -22,14 +22,14 @@ _LONGEST_DAYS = 365
 def add_parsers(commands: Any) -> None:
     """Add `token` and `client` and their commands."""
     where = where_parser()
-    tokens = _group(commands, "token", "tokens, by which devices are let in")
+    tokens = group(commands, "token", "tokens, by which devices are let in")
     create = tokens.add_parser("create", parents=[where], help="make one and print its join line")
     create.add_argument(
         "--uses", type=_uses, default=1, metavar="N", help="devices that it lets in (default: 1)"
     )
     create.add_argument(
         "--expires",
-        type=_seconds,
+        type=seconds,
         default=_SECONDS["d"],
         metavar="TIME",
         help="how long it is valid: 30m, 12h, 7d (default: 1d)",
@@ -42,7 +42,7 @@ def add_parsers(commands: Any) -> None:
     )
     revoke.add_argument("token_id", type=int, metavar="TOKEN", help="its number in the list")
     revoke.set_defaults(call=_revoke_token)
-    clients = _group(commands, "client", "devices that were let in")
+    clients = group(commands, "client", "devices that were let in")
     listing = clients.add_parser("list", parents=[where], help="all of them, a line each")
     listing.set_defaults(call=_list_clients)
     revoke = clients.add_parser(
@@ -52,7 +52,8 @@ def add_parsers(commands: Any) -> None:
     revoke.set_defaults(call=_revoke_client)
 
 
-def _group(commands: Any, name: str, text: str) -> Any:
+def group(commands: Any, name: str, text: str) -> Any:
+    """Add a command that has commands of its own."""
     parser = commands.add_parser(name, help=text)
     return parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
 
@@ -138,11 +139,12 @@ def _uses(text: str) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A time as people write it."""
     found = re.fullmatch(r"([0-9]{1,6})([mhd])", text)
-    seconds = int(found[1]) * _SECONDS[found[2]] if found else 0.0
-    if not 0 < seconds <= _LONGEST_DAYS * _SECONDS["d"]:
+    told = int(found[1]) * _SECONDS[found[2]] if found else 0.0
+    if not 0 < told <= _LONGEST_DAYS * _SECONDS["d"]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a time such as 30m, 12h or 7d, at most {_LONGEST_DAYS}d"
         )
-    return seconds
+    return told

@@ -11,6 +11,7 @@ from functools import lru_cache
 from coppice.domain import ClientId, valid_name
 from coppice.errors import CertificateExpired, InvalidMessage, NotEnrolled
 from coppice.join_token import JoinToken, new_secret
+from server.access_records import SERVER, Actor, Line
 from server.authority import Authority, SigningRequest, certified, read_signing_request
 from server.coordinator import Coordinator
 from server.member_records import Admission, MemberRecord, TokenRecord, revoked
@@ -83,14 +84,16 @@ class Members:
 
     # ---- certificates --------------------------------------------------------------------------
 
-    async def enrol(self, signing_request: bytes, secret: bytes, name: str) -> Issued:
-        """Let a device in by a token's secret."""
+    async def enrol(
+        self, signing_request: bytes, secret: bytes, name: str, address: str = ""
+    ) -> Issued:
+        """Let a device in by a token's secret; `address` is where it calls from."""
         if not valid_name(name):
             raise InvalidMessage(
                 "a name has 1 to 63 letters, digits, '.', '_' and '-', the first a letter or digit"
             )
         request = await self._read(signing_request)
-        return await self._admit(request, name, _hash(secret))
+        return await self._admit(request, name, _hash(secret), address)
 
     async def renew(self, signing_request: bytes, caller: ClientId | None = None) -> Issued:
         """A new certificate by a key that is known; `caller` must be whose it is, if given."""
@@ -103,7 +106,9 @@ class Members:
     async def _read(self, signing_request: bytes) -> SigningRequest:
         return await self._resources.threads.transfer(lambda: read_signing_request(signing_request))
 
-    async def _admit(self, request: SigningRequest, name: str, secret_hash: str | None) -> Issued:
+    async def _admit(
+        self, request: SigningRequest, name: str, secret_hash: str | None, address: str = ""
+    ) -> Issued:
         now = time.time()
         seconds = self._certificate_seconds
         known = self._known.get(request.fingerprint)
@@ -116,17 +121,22 @@ class Members:
         else:
             text = f"{known.name} renewed its certificate"
             event = NewEvent("member_renewed", text, client_id=known.name)
-        member = await self._resources.write(self._store.admit, asked, events=[event])
+        lines: list[Line] = [event]
+        if known is None or known.expires_at < asked.expired_after:
+            device = Actor(name or asked.fingerprint[:32], "device", address)
+            lines.append(device.did("enrol", f"key {asked.fingerprint[:16]}"))
+        member = await self._resources.write(self._store.admit, asked, events=lines)
         self._known[member.fingerprint] = member
         certificate = await self._resources.threads.transfer(
             lambda: self.authority.sign(request, member.name, int(serial, 16), seconds, now)
         )
         return Issued(certificate, member.name, seconds)
 
-    async def revoke(self, name: str) -> MemberRecord:
+    async def revoke(self, name: str, by: Actor = SERVER) -> MemberRecord:
         """Cut a device off: its running calls end, and none of its calls is answered any more."""
         event = NewEvent("member_revoked", f"{name} was revoked", client_id=ClientId(name))
-        member = await self._resources.write(self._store.revoke_member, name, events=[event])
+        lines: list[Line] = [event, by.did("revoke client", name)]
+        member = await self._resources.write(self._store.revoke_member, name, events=lines)
         self._known[member.fingerprint] = member
         self.calls.cut(member.name)
         await self._coordinator.expel(member.name)
@@ -138,19 +148,24 @@ class Members:
 
     # ---- tokens --------------------------------------------------------------------------------
 
-    async def create_token(self, uses: int, valid_seconds: float) -> tuple[int, JoinToken]:
+    async def create_token(
+        self, uses: int, valid_seconds: float, by: Actor = SERVER
+    ) -> tuple[int, JoinToken]:
         """A new token, and its number. Nobody can read it again."""
         secret = new_secret()
-        event = NewEvent("token_created", f"a token for {uses} device{'s'[: uses != 1]} was made")
+        devices = f"{uses} device{'s'[: uses != 1]}"
+        event = NewEvent("token_created", f"a token for {devices} was made")
+        lines: list[Line] = [event, by.did("create token", f"for {devices}")]
         token_id = await self._resources.write(
-            self._store.add_token, _hash(secret), time.time() + valid_seconds, uses, events=[event]
+            self._store.add_token, _hash(secret), time.time() + valid_seconds, uses, events=lines
         )
         return token_id, JoinToken(secret, self.authority.fingerprint, self.port)
 
-    async def revoke_token(self, token_id: int) -> None:
+    async def revoke_token(self, token_id: int, by: Actor = SERVER) -> None:
         """It lets nobody in any more; who came by it stays."""
         event = NewEvent("token_revoked", f"token {token_id} was revoked")
-        await self._resources.write(self._store.revoke_token, token_id, events=[event])
+        lines: list[Line] = [event, by.did("revoke token", str(token_id))]
+        await self._resources.write(self._store.revoke_token, token_id, events=lines)
 
     async def tokens(self) -> list[TokenRecord]:
         """All tokens, without their secrets."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from coppice.domain import ClientId
+from server.access_records import Line
 from server.announcer import Announcer
 from server.blobs import Blobs
 from server.evaluation import Evaluator
@@ -40,12 +41,15 @@ class Resources:
     refused_clients: set[ClientId] = field(default_factory=set)
 
     async def write(
-        self, operation: Callable[..., T], *arguments: Any, events: Sequence[NewEvent] = ()
+        self,
+        operation: Callable[..., T],
+        *arguments: Any,
+        events: Sequence[Line] = (),
     ) -> T:
-        """Do one operation of the store with its log lines, then announce these."""
+        """Do one operation of the store with its log lines, then announce the public ones."""
         work = partial(operation, *arguments, now=time.time(), events=events)
         result = await self.threads.store(work)
-        self.announcer.publish(events)
+        self.announcer.publish(event for event in events if isinstance(event, NewEvent))
         return result
 
     def model_path(self, run_id: int, name: str, model: str = "global") -> Path:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from coppice.errors import RunFileError
 from coppice.table import table
-from server.api_client import ApiClient, server_url
-from server.config import DEFAULT_DATA
+from server.api_client import ApiClient, find_server
+from server.config import DEFAULT_DATA, ENVIRONMENT_PREFIX
 from server.printing import moment, size
 from server.refusal_table import refusal_table
 from server.report_table import report_table
@@ -100,13 +101,34 @@ def where_parser() -> argparse.ArgumentParser:
         default=Path(DEFAULT_DATA),
         help="data folder of the server on this machine (default: %(default)s)",
     )
+    where.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with a token (default: COPPICE_TOKEN_FILE, else the data folder's own)",
+    )
+    where.add_argument(
+        "--ca-file",
+        type=Path,
+        metavar="FILE",
+        help="the server's authority/ca.pem, for HTTPS (default: COPPICE_CA_FILE, else likewise)",
+    )
     where.add_argument("--json", action="store_true", help="print JSON, for scripts")
     return where
 
 
 def api_of(arguments: argparse.Namespace) -> ApiClient:
     """The server that these options name."""
-    return ApiClient(server_url(arguments.server, arguments.data))
+    token_file, ca_file = (
+        given if given is not None else _from_environment(name)
+        for name, given in (("TOKEN_FILE", arguments.token_file), ("CA_FILE", arguments.ca_file))
+    )
+    return ApiClient(find_server(arguments.server, arguments.data, token_file, ca_file))
+
+
+def _from_environment(name: str) -> Path | None:
+    found = os.environ.get(ENVIRONMENT_PREFIX + name)
+    return Path(found) if found else None
 
 
 def _submit(arguments: argparse.Namespace) -> None:

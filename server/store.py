@@ -3,7 +3,8 @@
 `server.tables` says what is kept. A `Store` is also all that it inherits: what can be asked
 (`store_read`), who may write, and the log (`store_write`), clients (`store_clients`), tasks and
 their updates (`store_tasks`), what devices measured (`store_reports`), which updates were refused
-(`store_quarantine`), who was let in (`store_members`). Writing is for one thread, reading for any.
+(`store_quarantine`), who was let in (`store_members`), who may use the page, and the audit log
+(`store_access`). Writing is for one thread, reading for any.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from coppice.domain import BlobRef, Metrics, RunSpec, TaskKind
 from coppice.errors import StoreUnusable
 from coppice.protection import Finding
 from server import tables
+from server.access_records import Line
 from server.database import Database
 from server.records import NewEvent, RoundState, RunState
-from server.store_members import StoreMembers
+from server.store_access import StoreAccess
 from server.store_quarantine import add_refusal
 from server.store_rows import of_round, the_round
 from server.store_tasks import close_tasks, set_round
@@ -40,7 +42,7 @@ _CLOSE_RUN = (
 )
 
 
-class Store(StoreMembers):
+class Store(StoreAccess):
     """Runs, rounds, tasks, updates, reports, clients, members and the log.
 
     A method raises StoreUnusable or DiskFull when the database does not work or does not allow
@@ -61,7 +63,7 @@ class Store(StoreMembers):
 
     # ---- runs and rounds -----------------------------------------------------------------------
 
-    def submit_run(self, spec: RunSpec, now: float, events: Sequence[NewEvent] = ()) -> int:
+    def submit_run(self, spec: RunSpec, now: float, events: Sequence[Line] = ()) -> int:
         """Queue a run; returns its number."""
         with self._write() as connection:
             result = connection.execute(

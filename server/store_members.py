@@ -17,6 +17,7 @@ from coppice.errors import (
     UnknownToken,
 )
 from server import tables
+from server.access_records import Line
 from server.member_records import Admission, MemberRecord, TokenRecord, revoked
 from server.records import NewEvent
 from server.store_quarantine import StoreQuarantine
@@ -48,7 +49,7 @@ class StoreMembers(StoreQuarantine):
         expires_at: float,
         uses: int,
         now: float,
-        events: Sequence[NewEvent] = (),
+        events: Sequence[Line] = (),
     ) -> int:
         """A new token; returns its number."""
         with self._write() as connection:
@@ -65,7 +66,7 @@ class StoreMembers(StoreQuarantine):
             self._append(connection, events, now)
         return int(key[0])
 
-    def revoke_token(self, token_id: int, now: float, events: Sequence[NewEvent] = ()) -> None:
+    def revoke_token(self, token_id: int, now: float, events: Sequence[Line] = ()) -> None:
         """It lets nobody in any more; UnknownToken when there is none of this number."""
         with self._write() as connection:
             if not _revoke_token(connection, token_id, now):
@@ -80,7 +81,7 @@ class StoreMembers(StoreQuarantine):
         with self._database.read() as connection:
             return [MemberRecord(**row._mapping) for row in connection.execute(query)]
 
-    def admit(self, asked: Admission, now: float, events: Sequence[NewEvent] = ()) -> MemberRecord:
+    def admit(self, asked: Admission, now: float, events: Sequence[Line] = ()) -> MemberRecord:
         """Let a device have a certificate: by its key where that is known, else by its token.
 
         A token is counted once for each device, however often a device has to ask.
@@ -101,7 +102,7 @@ class StoreMembers(StoreQuarantine):
             self._append(connection, events, now)
         return admitted
 
-    def revoke_member(self, name: str, now: float, events: Sequence[NewEvent] = ()) -> MemberRecord:
+    def revoke_member(self, name: str, now: float, events: Sequence[Line] = ()) -> MemberRecord:
         """A device may do nothing any more, nor may who comes with the token that it came by."""
         with self._write() as connection:
             known = _named(connection, name)

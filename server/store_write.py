@@ -9,6 +9,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from coppice.errors import StoreLeased
 from server import tables
+from server.access_records import AuditEntry, Line
 from server.database import Database
 from server.lease import Lease, LeaseOwner
 from server.records import NewEvent
@@ -17,10 +18,11 @@ from server.store_read import StoreReader
 # Databases that take more than one writer at a time need the lock; SQLite has one writer.
 _LEASE = select(tables.lease).with_for_update()
 _INSERT_EVENT = insert(tables.events)
+_INSERT_AUDIT = insert(tables.audit)
 
 
 class StoreWriter(StoreReader):
-    """Writes under a lease, where one was taken, and keeps the log."""
+    """Writes under a lease, where one was taken, and keeps the logs."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
@@ -61,8 +63,8 @@ class StoreWriter(StoreReader):
             connection.execute(delete(tables.lease).where(tables.lease.c.token == owner.token))
         self._owner = None
 
-    def append(self, events: Sequence[NewEvent], now: float) -> None:
-        """Add lines to the log."""
+    def append(self, events: Sequence[Line], now: float) -> None:
+        """Add lines to the log, and to the audit log."""
         with self._write() as connection:
             self._append(connection, events, now)
 
@@ -77,9 +79,11 @@ class StoreWriter(StoreReader):
                 _require_lease(connection, self._owner)
             yield connection
 
-    def _append(self, connection: Connection, events: Sequence[NewEvent], now: float) -> None:
-        if events:
-            connection.execute(_INSERT_EVENT, [{"at": now, **vars(event)} for event in events])
+    def _append(self, connection: Connection, events: Sequence[Line], now: float) -> None:
+        for statement, kind in ((_INSERT_EVENT, NewEvent), (_INSERT_AUDIT, AuditEntry)):
+            rows = [{"at": now, **vars(event)} for event in events if isinstance(event, kind)]
+            if rows:
+                connection.execute(statement, rows)
 
 
 def _lease(connection: Connection) -> Lease | None:

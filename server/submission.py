@@ -12,13 +12,19 @@ from coppice.files import write_file
 from coppice.method import InitContext, server_half
 from coppice.model_file import load_weights
 from coppice.tensors import assign
+from server.access_records import SERVER, Actor
 from server.coordinator import Coordinator
 from server.resources import Resources
 from server.run_file import MAX_RUN_FILE_BYTES, RunFile, parse_run_file
 
 
 async def submit(
-    resources: Resources, coordinator: Coordinator, text: str, folder: str, app: str | None
+    resources: Resources,
+    coordinator: Coordinator,
+    text: str,
+    folder: str,
+    app: str | None,
+    by: Actor = SERVER,
 ) -> int:
     """Check a run file and queue its run. Returns the run's number.
 
@@ -26,6 +32,7 @@ async def submit(
         text: The run file.
         folder: Absolute path on this host; paths in the file are relative to it.
         app: Absolute path of the app module, if it is not where the file says.
+        by: Who wants it.
 
     Raises:
         RunFileError, AppError, DataError: What is wrong, for the person who wrote the file.
@@ -47,7 +54,7 @@ async def submit(
         data = await resources.threads.transfer(file.warm_start_path.read_bytes)
         warm_start = await resources.threads.transfer(partial(resources.blobs.put, data))
         spec = replace(spec, warm_start=warm_start)
-    return await coordinator.submit(spec)
+    return await coordinator.submit(spec, by)
 
 
 def _prepare(resources: Resources, text: str, folder: Path, app: Path | None) -> RunFile:

@@ -260,6 +260,33 @@ members = Table(
     Index(None, "name"),
 )
 
+#: What lets people and programs use the page and the API. Of one name, at most one is not revoked.
+access_tokens = Table(
+    "access_tokens",
+    metadata,
+    Column("access_id", Integer, primary_key=True),
+    Column("name", NAME, nullable=False),
+    Column("role", WORD, nullable=False),
+    Column("token_hash", String(64), nullable=False, unique=True),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+)
+
+#: Who did what. Rows are only ever added: on SQLite the migration has seen to that.
+audit = Table(
+    "audit",
+    metadata,
+    Column("audit_id", Integer, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("who", NAME, nullable=False),
+    Column("role", WORD, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("action", String(63), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("outcome", WORD, nullable=False),
+)
+
 #: The log, for people and the dashboard.
 events = Table(
     "events",

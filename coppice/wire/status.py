@@ -34,6 +34,8 @@ STATUS: Mapping[type[CoppiceError], grpc.StatusCode] = {
     errors.CertificateExpired: grpc.StatusCode.UNAUTHENTICATED,
     errors.MemberRevoked: grpc.StatusCode.PERMISSION_DENIED,
     errors.NoAuthority: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NotLoggedIn: grpc.StatusCode.UNAUTHENTICATED,
+    errors.NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     errors.UnknownMember: grpc.StatusCode.NOT_FOUND,
     errors.UnknownToken: grpc.StatusCode.NOT_FOUND,
     errors.UnknownBlob: grpc.StatusCode.NOT_FOUND,

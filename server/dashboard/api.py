@@ -17,10 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coppice import __version__
 from coppice.errors import UnknownBlob
+from server.access import Access
+from server.access_records import Actor
+from server.audit import Audit
 from server.coordinator import Coordinator
+from server.dashboard.access import After, Limit, access_routes
+from server.dashboard.gate import By, Caller, Gate
 from server.dashboard.guard import Guard
 from server.dashboard.members import Enrolments, member_routes
 from server.dashboard.problems import Problem, explain_errors
+from server.dashboard.session import session_routes
 from server.dashboard.stream import event_stream
 from server.records import (
     ClientRecord,
@@ -42,13 +48,12 @@ _MAX_KEY = 2**31 - 1
 _PAGE = 1000
 
 RunId = Annotated[int, InPath(ge=1, le=_MAX_KEY)]
-After = Annotated[int, Query(ge=0, le=_MAX_KEY)]
-Limit = Annotated[int, Query(ge=1, le=_PAGE)]
 
 ModelName = Annotated[str, Query(max_length=63)]
 
-#: Run file, its folder and the app module → number of the queued run (`server.submission`).
-Submit = Callable[[str, str, str | None], Awaitable[int]]
+#: Run file, its folder, the app module and who wants it → number of the queued run
+#: (`server.submission`).
+Submit = Callable[[str, str, str | None, Actor], Awaitable[int]]
 
 
 class NewRun(BaseModel):
@@ -86,11 +91,15 @@ def make_app(
     resources: Resources,
     submit: Submit,
     enrolments: Enrolments | None = None,
+    access: Access | None = None,
+    audit: Audit | None = None,
 ) -> FastAPI:
     """The page at `/`, the API below `/api`. It runs in the coordinator's event loop.
 
-    Without `enrolments` nobody is let in or out: the server runs with --insecure.
+    Without `enrolments` nobody is let in or out, and without `access` everybody may do everything:
+    the server runs with --insecure.
     """
+    audit = audit if audit is not None else Audit(resources)
     app = FastAPI(
         title="Coppice",
         version=__version__,
@@ -101,7 +110,11 @@ def make_app(
         responses={"4XX": {"model": Problem}, "5XX": {"model": Problem}},
     )
     explain_errors(app)
+    # The last one is the outermost.
+    app.add_middleware(Gate, access=access, audit=audit)
     app.add_middleware(Guard)
+    app.include_router(session_routes(access, resources, audit))
+    app.include_router(access_routes(access, resources), prefix="/api")
     app.include_router(_present(coordinator, resources), prefix="/api")
     app.include_router(_runs(coordinator, resources, submit), prefix="/api/runs")
     app.include_router(member_routes(enrolments), prefix="/api")
@@ -139,9 +152,9 @@ def _present(coordinator: Coordinator, resources: Resources) -> APIRouter:
         return store.events(None, after, limit, newest=newest)
 
     @routes.get("/events", response_class=EventSourceResponse)
-    async def events() -> AsyncIterator[ServerSentEvent]:
-        """New lines of the log as they are written."""
-        async for event in event_stream(resources.announcer):
+    async def events(caller: Caller) -> AsyncIterator[ServerSentEvent]:
+        """New lines of the log as they are written, for as long as the caller may read them."""
+        async for event in event_stream(resources.announcer, caller.holds):
             yield event
 
     return routes
@@ -157,9 +170,9 @@ def _runs(coordinator: Coordinator, resources: Resources, submit: Submit) -> API
         return store.runs()
 
     @routes.post("", status_code=201)
-    async def submit_run(new: NewRun) -> QueuedRun:
+    async def submit_run(new: NewRun, by: By) -> QueuedRun:
         """Check a run file and queue its run."""
-        return QueuedRun(run_id=await submit(new.toml, new.folder, new.app))
+        return QueuedRun(run_id=await submit(new.toml, new.folder, new.app, by))
 
     @routes.get("/{run_id}")
     def run(run_id: RunId) -> RunRecord:
@@ -167,9 +180,10 @@ def _runs(coordinator: Coordinator, resources: Resources, submit: Submit) -> API
         return store.run(run_id)
 
     @routes.post("/{run_id}/stop", status_code=202)
-    async def stop(run_id: RunId) -> None:
+    async def stop(run_id: RunId, by: By) -> None:
         """End a run; what it has reached is kept."""
         await coordinator.stop_run(run_id)
+        await resources.write(store.append, events=[by.did("stop run", str(run_id))])
 
     @routes.get("/{run_id}/rounds")
     def rounds(run_id: RunId, after: After = 0, limit: Limit = _PAGE) -> list[RoundRecord]:

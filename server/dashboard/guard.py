@@ -21,6 +21,7 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
 }
 
 
@@ -42,7 +43,11 @@ class Guard:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
-                headers.setdefault("Cache-Control", "no-cache")
+                # Files of the page may be asked for again; what is known of a run is kept nowhere.
+                is_file = scope["method"] in ("GET", "HEAD") and not scope["path"].startswith(
+                    "/api"
+                )
+                headers.setdefault("Cache-Control", "no-cache" if is_file else "no-store")
             await send(message)
 
         refusal = self._refusal(scope["method"], Headers(scope=scope))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from coppice.errors import NoAuthority
 from coppice.join_token import JoinToken
 from server.config import Address
+from server.dashboard.gate import By
 from server.member_records import MemberRecord, TokenRecord
 from server.members import DAY_SECONDS, Members
 
@@ -76,17 +77,17 @@ def member_routes(enrolments: Enrolments | None) -> APIRouter:
         return [ShownToken(**vars(token), is_now=token.state(now)) for token in told]
 
     @routes.post("/tokens", status_code=201)
-    async def create_token(new: NewToken) -> MadeToken:
+    async def create_token(new: NewToken, by: By) -> MadeToken:
         """Make a token."""
-        token_id, token = await members().create_token(new.uses, new.valid_seconds)
+        token_id, token = await members().create_token(new.uses, new.valid_seconds, by)
         assert enrolments is not None, "members() has looked"
         line = join_line(enrolments.address, token)
         return MadeToken(token_id=token_id, token=str(token), join=line)
 
     @routes.post("/tokens/{token_id}/revoke")
-    async def revoke_token(token_id: TokenId) -> None:
+    async def revoke_token(token_id: TokenId, by: By) -> None:
         """It lets nobody in any more."""
-        await members().revoke_token(token_id)
+        await members().revoke_token(token_id, by)
 
     @routes.get("/members")
     async def all_members() -> list[MemberRecord]:
@@ -94,9 +95,9 @@ def member_routes(enrolments: Enrolments | None) -> APIRouter:
         return await members().all()
 
     @routes.post("/members/{name}/revoke")
-    async def revoke_member(name: Name) -> MemberRecord:
+    async def revoke_member(name: Name, by: By) -> MemberRecord:
         """Cut a device off."""
-        return await members().revoke(name)
+        return await members().revoke(name, by)
 
     return routes
 
