@@ -1,4 +1,4 @@
-"""`fedserver access …` and `fedserver audit`: who may use the page and the API, and who did what."""
+"""`fedserver access …` and `fedserver audit`: who may use the page and API, and who did what."""
 
 from __future__ import annotations
 

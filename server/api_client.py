@@ -63,7 +63,7 @@ class ApiClient:
                     "token out"
                 )
             self._headers["Authorization"] = f"Bearer {known.token}"
-        # The server is on this machine or near it: a proxy that the environment names is not for it.
+        # The server is on this machine or near it: no proxy of the environment is for it.
         handlers = [urllib.request.ProxyHandler({}), _NoRedirects()]
         if known.authority is not None:
             handlers.append(urllib.request.HTTPSHandler(context=_trust(known.authority)))

@@ -26,7 +26,7 @@ class Audit:
         self._left_out = 0
 
     async def refused(self, actor: Actor, action: str, reason: str) -> None:
-        """Note it, unless too many were noted; the next one that is noted says how many were not."""
+        """Note it, unless too many were; the next one that is noted says how many were not."""
         try:
             self._noted.count(actor.address)
         except ServerBusy:

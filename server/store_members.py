@@ -19,7 +19,6 @@ from coppice.errors import (
 from server import tables
 from server.access_records import Line
 from server.member_records import Admission, MemberRecord, TokenRecord, revoked
-from server.records import NewEvent
 from server.store_quarantine import StoreQuarantine
 
 _TOKEN_COLUMNS = [column for column in tables.tokens.c if column.name != "secret_hash"]

@@ -20,8 +20,8 @@ import numpy as np
 from coppice.errors import CoppiceError, ServerUnreachable
 from coppice.partition import DirichletPartitioner
 from coppice.table import table
-from server.api_client import ApiClient
-from server.config import WHERE_FILE
+from server.api_client import ApiClient, find_server
+from server.config import TOKEN_FILE, WHERE_FILE
 from server.printing import size
 
 HERE = Path(__file__).parent
@@ -65,11 +65,12 @@ def _run(output: Path) -> None:
     _deal_out_data(output)
     with _started(output, "server", "server", "start", *_server_flags(output)) as server:
         where = _wait_for_server(output / "server" / WHERE_FILE, server)
-        api = ApiClient(where["dashboard"])
+        api = ApiClient(find_server(where["dashboard"], output / "server"))
         run_id = api.post(
             "/runs", {"toml": (output / "run.toml").read_text(), "folder": str(output)}
         )["run_id"]
-        print(f"dashboard: {where['dashboard']}\n")
+        print(f"dashboard: {where['dashboard']}")
+        print(f"log in with {(output / 'server' / TOKEN_FILE).read_text()}")
         token = api.post("/tokens", {"uses": NUM_DEVICES})["token"]
         with _devices(output, where["grpc"], token) as devices:
             run = _watch(api, run_id, [server, *devices])

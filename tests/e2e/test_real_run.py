@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, expect
 
 from coppice.model_file import load_model, read_info
 from coppice.partition import DirichletPartitioner
-from server.api_client import ApiClient
+from server.api_client import ApiClient, find_server
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "deploy" / "demo" / "digits.npz"
@@ -107,6 +107,9 @@ def test_a_run_of_real_programs_is_watched_to_its_end(browser: Browser, tmp_path
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(where["dashboard"])
+        token = (tmp_path / "server" / "operator.token").read_text().strip()
+        page.locator("#login-token").fill(token)
+        page.locator("#login-token").press("Enter")
         expect(page.locator("#empty")).to_be_visible()
 
         submit = ["-m", "server", "run", "submit", "run.toml", "--data", "server", "--json"]
@@ -121,7 +124,9 @@ def test_a_run_of_real_programs_is_watched_to_its_end(browser: Browser, tmp_path
         assert json.loads(submitted.stdout) == {"run_id": 1}
         expect(page.locator("#run-name")).to_have_text("digits")
 
-        token = ApiClient(where["dashboard"]).post("/tokens", {"uses": 2})["token"]
+        token = ApiClient(find_server(None, tmp_path / "server")).post("/tokens", {"uses": 2})[
+            "token"
+        ]
         for name in ("pi-1", "pi-2"):
             enrol = ("join", where["grpc"], "--token", token)
             join = (*enrol, "--name", name, "--data", f"{name}.npz")

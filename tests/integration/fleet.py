@@ -15,9 +15,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from coppice.errors import CoppiceError
-from server.api_client import ApiClient
+from server.api_client import ApiClient, find_server
 from server.config import WHERE_FILE
 from server.store import Store
 
@@ -103,8 +104,8 @@ class Server:
         self.address = self._listen = str(where["grpc"])
         self._enrolment = str(where["enrolment"])
         self.url = str(where["dashboard"])
-        self._dashboard = self.url.removeprefix("http://")
-        self.api = ApiClient(self.url)
+        self._dashboard = urlsplit(self.url).netloc
+        self.api = ApiClient(find_server(None, self.data))
         self.news = News(self.api, self.program)
         return self
 

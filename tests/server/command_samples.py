@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from coppice.errors import CoppiceError
+from server.api_client import Where
 
 RUN = {
     "run_id": 3,
@@ -70,9 +71,10 @@ class Api:
         self.posted: list[tuple[str, dict[str, Any]]] = []
         self.news: list[dict[str, Any]] = []
         self.url = ""
+        self.token: str | None = None
 
-    def __call__(self, url: str) -> Api:
-        self.url = url
+    def __call__(self, where: Where) -> Api:
+        self.url, self.token = where.url, where.token
         return self
 
     def get(self, path: str) -> Any:

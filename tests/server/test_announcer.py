@@ -118,3 +118,25 @@ def test_listener_that_goes_away_is_forgotten() -> None:
     with announcer.listening():
         assert len(announcer._listeners) == 1
     assert announcer._listeners == set()
+
+
+def test_who_may_not_listen_any_more_hears_nothing_and_ends() -> None:
+    may = [True]
+
+    async def test() -> None:
+        announcer = Announcer()
+        with announcer.listening(lambda: may[0]) as events:
+            announcer.publish([FIRST])
+            assert await anext(events) == FIRST
+            may[0] = False
+            announcer.publish([SECOND])
+            assert [event async for event in events] == []
+        may[0] = True
+        with announcer.listening(lambda: may[0]) as events:
+            # Also one to whom nothing is told.
+            waiting = asyncio.ensure_future(anext(events, None))
+            await asyncio.sleep(0)
+            may[0] = False
+            assert await waiting is None
+
+    run(test())

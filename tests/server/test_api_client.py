@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from coppice.errors import CoppiceError, RunFileError, ServerUnreachable, UnknownRun
-from server.api_client import ApiClient, server_url
+from coppice.errors import CoppiceError, InvalidMessage, RunFileError, ServerUnreachable, UnknownRun
+from server.api_client import ApiClient, Where, find_server
 
 PATIENCE_SECONDS = 20.0
 
@@ -203,17 +203,70 @@ class TestEvents:
             next(events)
 
 
-class TestServerUrl:
+class TestToken:
+    def test_is_shown_with_every_call(self, web: Web) -> None:
+        ApiClient(Where(web.url, "coppice-api-x")).get("/runs")
+        assert web.requests[0][2]["Authorization"] == "Bearer coppice-api-x"
+        ApiClient(web.url).get("/runs")
+        assert "Authorization" not in web.requests[1][2]
+
+    def test_never_travels_in_clear(self) -> None:
+        with pytest.raises(InvalidMessage, match="in clear: write https://"):
+            ApiClient(Where("http://10.0.0.7:7480", "coppice-api-x"))
+        ApiClient(Where("https://10.0.0.7:7480", "coppice-api-x"))
+
+    def test_is_not_passed_on_to_where_a_server_sends(
+        self, web: Web, raw: Callable[[bytes], str]
+    ) -> None:
+        answer = f"HTTP/1.1 307 Go\r\nLocation: {web.url}/api/runs\r\nContent-Length: 0\r\n\r\n"
+        with pytest.raises(ServerUnreachable, match="307"):
+            ApiClient(Where(raw(answer.encode()), "coppice-api-x")).get("/runs")
+        assert web.requests == []
+
+    def test_with_unknown_authority_is_one_line(self, tmp_path: Path) -> None:
+        (tmp_path / "ca.pem").write_text("no certificate")
+        for file in ("ca.pem", "none.pem"):
+            with pytest.raises(InvalidMessage, match="cannot read the certificate"):
+                ApiClient(Where("https://127.0.0.1", "x", tmp_path / file))
+
+
+class TestFindServer:
     def test_given_one_wins(self, tmp_path: Path) -> None:
         (tmp_path / "server.json").write_text('{"dashboard": "http://file"}')
-        assert server_url("http://given", tmp_path) == "http://given"
+        assert find_server("http://given", tmp_path) == Where("http://given")
 
     def test_server_of_the_data_folder_is_next(self, tmp_path: Path) -> None:
         (tmp_path / "server.json").write_text('{"dashboard": "http://file"}')
-        assert server_url(None, tmp_path) == "http://file"
+        assert find_server(None, tmp_path) == Where("http://file")
 
     @pytest.mark.parametrize("content", [None, "", "[]", "{}", "7", "null", "{"])
     def test_usual_one_is_the_last(self, tmp_path: Path, content: str | None) -> None:
         if content is not None:
             (tmp_path / "server.json").write_text(content)
-        assert server_url(None, tmp_path) == "http://127.0.0.1:7480"
+        assert find_server(None, tmp_path) == Where("http://127.0.0.1:7480")
+
+    def test_token_and_authority_of_the_folder_are_for_its_server_alone(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / "server.json").write_text('{"dashboard": "https://file"}')
+        (tmp_path / "operator.token").write_text("coppice-api-x\n")
+        authority = tmp_path / "authority" / "ca.pem"
+        authority.parent.mkdir()
+        authority.touch()
+        assert find_server(None, tmp_path) == Where("https://file", "coppice-api-x", authority)
+        assert find_server("https://file", tmp_path).token == "coppice-api-x"
+        assert find_server("https://other", tmp_path) == Where("https://other")
+
+    def test_named_files_win(self, tmp_path: Path) -> None:
+        (tmp_path / "operator.token").write_text("coppice-api-x")
+        (tmp_path / "other").write_text("coppice-api-y")
+        found = find_server("https://other", tmp_path, tmp_path / "other", tmp_path / "ca")
+        assert found == Where("https://other", "coppice-api-y", tmp_path / "ca")
+
+    @pytest.mark.parametrize("content", [None, b"", b"a b", b"\xff", b"a\nb", "é".encode()])
+    def test_file_without_a_token_is_named(self, tmp_path: Path, content: bytes | None) -> None:
+        file = tmp_path / "token"
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(InvalidMessage, match=str(file)):
+            find_server(None, tmp_path, file)

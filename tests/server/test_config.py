@@ -19,6 +19,7 @@ FLAGS = {
     "durable": "false",
     "name": "flag",
     "enrolment": "flag:3",
+    "dashboard_tls": "true",
     "certificate_days": "4",
     "grace_days": "5.5",
 }
@@ -30,6 +31,7 @@ VARIABLES = {
     "COPPICE_DURABLE": "false",
     "COPPICE_NAME": "variable",
     "COPPICE_ENROLMENT": "variable:3",
+    "COPPICE_DASHBOARD_TLS": "true",
     "COPPICE_CERTIFICATE_DAYS": "4",
     "COPPICE_GRACE_DAYS": "5.5",
 }
@@ -41,6 +43,7 @@ database = "sqlite:///file"
 durable = false
 name = "file"
 enrolment = "file:3"
+dashboard_tls = true
 certificate_days = 4
 grace_days = 5.5
 """
@@ -52,6 +55,7 @@ def all_from(source: str) -> ServerConfig:
         listen=Address(source, 1),
         enrolment=Address(source, 3),
         dashboard=Address(source, 2),
+        dashboard_tls=True,
         insecure=False,
         certificate_days=4.0,
         grace_days=5.5,
@@ -76,6 +80,7 @@ def test_defaults_let_devices_in_from_anywhere_and_people_from_this_machine() ->
         listen=Address("0.0.0.0", 7433),
         enrolment=Address("0.0.0.0", 7434),
         dashboard=Address("127.0.0.1", 7480),
+        dashboard_tls=False,
         insecure=False,
         certificate_days=14.0,
         grace_days=90.0,
@@ -103,6 +108,20 @@ def test_insecure_is_for_this_machine_only() -> None:
     for listen in ("0.0.0.0:7433", "192.168.0.1:7433"):
         with pytest.raises(RunFileError, match="only this machine may be let in"):
             resolve({"insecure": "true", "listen": listen}, {})
+
+
+def test_other_machines_reach_the_dashboard_by_https_and_with_a_login_only() -> None:
+    elsewhere = {"dashboard": "0.0.0.0:7480"}
+    assert resolve(elsewhere, {}).dashboard_tls
+    assert not resolve({}, {}).dashboard_tls
+    assert resolve({"dashboard_tls": "true"}, {}).dashboard_tls
+    for flags, reason in (
+        (elsewhere | {"dashboard_tls": "false"}, "dashboard_tls: is false, but other machines"),
+        (elsewhere | {"insecure": "true"}, "dashboard: is 0.0.0.0:7480; with --insecure there is"),
+        ({"dashboard_tls": "true", "insecure": "true"}, "there are no certificates"),
+    ):
+        with pytest.raises(RunFileError, match=reason):
+            resolve(flags, {})
 
 
 @pytest.mark.parametrize("days", ["0", "-1", "nan", "soon", "3651"])

@@ -38,6 +38,7 @@ from server import coordinator as coordinator_module
 from server import members as members_module
 from server import service as service_module
 from server.attempts import BURST
+from server.audit import Audit
 from server.authority import open_authority
 from server.callers import Certified
 from server.config import Address
@@ -83,7 +84,7 @@ class Ports:
             coordinator, callers, resources.blobs, resources.threads, "host"
         )
         devices, self.address = listen_for_devices(ANY, service, self.authority)
-        enrolling = EnrolmentService(self.members, coordinator)
+        enrolling = EnrolmentService(self.members, coordinator, Audit(resources))
         strangers, self.enrolment = listen_for_strangers(ANY, enrolling, self.authority)
         await asyncio.gather(devices.start(), strangers.start())
         try:

@@ -1,10 +1,14 @@
 // What the page knows of the server, and how each part of it is read from the API.
 
+import { session } from "./session.js";
+
 export const known = {
   status: null, runs: [], clients: [], log: [],
   /** The run that is shown; null while there is none. */
   runId: null,
   rounds: [], evaluations: [],
+  /** Who did what; stays empty for viewers. */
+  audit: [],
   /** Updates of the run that were refused. */
   refusals: [],
   /** Names of the models that the run has left; none before it has ended. */
@@ -16,9 +20,12 @@ let clockOffset = 0;
 const PAGE = 1000;
 const LOG_LINES = 200;
 const REFUSALS = 200;
+const AUDIT_LINES = 200;
 
 async function get(path) {
   const answer = await fetch(`api/${path}`, { signal: AbortSignal.timeout(10_000) });
+  // The session has ended: the page asks for a token again.
+  if (answer.status === 401) location.reload();
   if (!answer.ok) {
     const problem = await answer.json().catch(() => ({}));
     throw new Error(problem.message ?? `the server answered ${answer.status}`);
@@ -66,6 +73,12 @@ export const load = {
     const after = last(known.refusals)?.refusal_id ?? 0;
     const fresh = await get(`runs/${known.runId}/refusals?newest=true&limit=${REFUSALS}&after=${after}`);
     known.refusals = known.refusals.concat(fresh).slice(-REFUSALS);
+  },
+  async audit() {
+    if (session.role !== "operator") return;
+    const after = last(known.audit)?.audit_id ?? 0;
+    const fresh = await get(`audit?newest=true&limit=${AUDIT_LINES}&after=${after}`);
+    known.audit = known.audit.concat(fresh).slice(-AUDIT_LINES);
   },
   async log() {
     // The newest run shares its time with what happens to clients; an old one has only its own lines.

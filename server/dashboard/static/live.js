@@ -26,11 +26,13 @@ const CHANGES = {
   member_enrolled: [],
   member_renewed: [],
   member_revoked: ["status", "clients"],
+  access_created: [],
+  access_revoked: [],
   call_refused: ["status", "clients"],
   update_refused: ["status", "clients", "refusals"],
   client_left_out: ["status", "clients"],
 };
-const EVERYTHING = [...CHANGES.listening, "log"];
+const EVERYTHING = [...CHANGES.listening, "log", "audit"];
 const PAUSE_MS = 500;
 const PAUSE_AFTER_TROUBLE_MS = 3000;
 /** For what has no event of its own: the steps of devices, and how long they are silent. */
@@ -40,7 +42,7 @@ const LOST = "The connection to the server is lost. Trying again …";
 /** From now on call `draw` whenever more is known, and `tell` with what keeps us from knowing, or "". */
 export function keepUp(draw, tell) {
   page = { draw, tell };
-  setInterval(() => document.hidden || refresh("status", "clients"), GLANCE_MS);
+  setInterval(() => document.hidden || refresh("status", "clients", "audit"), GLANCE_MS);
   document.addEventListener("visibilitychange", () => document.hidden || refresh(...EVERYTHING));
   // The address names the run to show.
   addEventListener("hashchange", () => refresh("status"));

@@ -1,11 +1,13 @@
 // The page, section by section.
 
+import { drawAudit } from "./audit.js";
 import { drawChart } from "./chart.js";
 import { drawClients } from "./clients.js";
 import { byId, drawTable, element, number, setText, whenChanged } from "./elements.js";
 import { known, last, now, run } from "./known.js";
 import { keepUp } from "./live.js";
 import { drawRefusals } from "./refusals.js";
+import { logIn } from "./session.js";
 import { bytes, clock, duration, title, value } from "./text.js";
 
 function draw() {
@@ -22,6 +24,7 @@ function draw() {
   drawClients();
   drawRefusals();
   drawRuns();
+  drawAudit();
   drawLog();
   const progress = shown && shown.state === "running" ? `${shown.round_number}/${shown.spec.stop.rounds} ` : "";
   document.title = `${progress}${shown ? `${shown.spec.name} · ` : ""}Coppice`;
@@ -209,4 +212,4 @@ function tell(trouble) {
 }
 
 addEventListener("resize", () => known.status && draw());
-keepUp(draw, tell);
+logIn(() => keepUp(draw, tell));
