@@ -62,7 +62,7 @@ def test_addresses_of_one_ipv6_network_are_one(tried: Attempts) -> None:
 def test_all_together_are_bounded(tried: Attempts) -> None:
     taken = sum(allowed(tried, f"10.0.0.{number}") for number in range(200))
     assert taken == TOTAL_BURST
-    with pytest.raises(ServerBusy, match="too many devices"):
+    with pytest.raises(ServerBusy, match="too many try"):
         tried.count("10.0.1.1")
 
 

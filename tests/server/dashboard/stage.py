@@ -20,6 +20,7 @@ from coppice.wire import coordination_pb2 as pb
 from coppice.wire import payload as wire
 from coppice.wire.chunks import blob_ref
 from coppice.wire.codec import blob_to_message
+from server.access import Access
 from server.announcer import Announcer
 from server.answers import CheckIn, EndedRun, OpenRun
 from server.blobs import Blobs
@@ -106,7 +107,7 @@ def measured(task: TaskRecord) -> Metrics:
 class Stage:
     """The parts of a server that a page needs. Belongs to one event loop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, has_login: bool = False) -> None:
         (folder / "models").mkdir(exist_ok=True)
         store = Store(f"sqlite:///{folder / 'store.sqlite'}", durable=False)
         store.migrate()
@@ -122,8 +123,12 @@ class Stage:
         )
         self.store = store
         self.coordinator = Coordinator(self.resources)
+        self.access = Access(self.resources) if has_login else None
         self.app = make_app(
-            self.coordinator, self.resources, partial(submit, self.resources, self.coordinator)
+            self.coordinator,
+            self.resources,
+            partial(submit, self.resources, self.coordinator),
+            access=self.access,
         )
         #: How many pieces of work the devices may still hand in.
         self.turns = asyncio.Semaphore(0)
@@ -205,8 +210,9 @@ class Stage:
 class Theatre:
     """A stage behind a real web server, in a thread of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, has_login: bool = False) -> None:
         self._folder = folder
+        self._has_login = has_login
         self._up = threading.Event()
         self.port = 0
 
@@ -239,7 +245,7 @@ class Theatre:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.stage = Stage(self._folder)
+        self.stage = Stage(self._folder, has_login=self._has_login)
         # asyncio switches Nagle's delay off only where the protocol is named.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
