@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from server.records import NewEvent
 
-_LONGEST_DETAIL = 500
+_LONGEST_ACTION, _LONGEST_DETAIL = 63, 500
 
 
 class Role(StrEnum):
@@ -61,15 +61,26 @@ class Actor:
 
     def did(self, action: str, detail: str = "") -> AuditEntry:
         """What to note when it is done."""
-        return AuditEntry(
-            self.name, self.role, self.address, action, detail[:_LONGEST_DETAIL], "done"
-        )
+        return self._entry(action, detail, "done")
 
     def was_refused(self, action: str, detail: str) -> AuditEntry:
         """What to note when it may not be done."""
+        return self._entry(action, detail, "refused")
+
+    def _entry(self, action: str, detail: str, outcome: str) -> AuditEntry:
         return AuditEntry(
-            self.name, self.role, self.address, action, detail[:_LONGEST_DETAIL], "refused"
+            self.name,
+            self.role,
+            self.address,
+            _shown(action, _LONGEST_ACTION),
+            _shown(detail, _LONGEST_DETAIL),
+            outcome,
         )
+
+
+def _shown(text: str, most: int) -> str:
+    # Some of it comes from callers: nothing in it may move a terminal's cursor.
+    return "".join(char if char.isprintable() else "?" for char in text[:most])
 
 
 #: The server, of its own accord.

@@ -78,7 +78,7 @@ class Gate:
             wanted = Role.OPERATOR
         if not grant.role.includes(wanted):
             reason = f"{grant.actor.name} is a {grant.role}: only an operator may do this"
-            await self._audit.refused(grant.actor, f"{method} {path}"[:63], reason)
+            await self._audit.refused(grant.actor, f"{method} {path}", reason)
             raise NotAllowed(reason)
         if method not in _READING and grant.cookie is not None and not _is_own_page(headers, scope):
             raise NotAllowed("only this server's own page may change anything by its session")

@@ -1,4 +1,4 @@
-"""The real server's page and API: who gets in by HTTPS and a token, and what is known of it then."""
+"""The real server's page and API: who gets in by HTTPS and a token, and what is known of that."""
 
 from __future__ import annotations
 

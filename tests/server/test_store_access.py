@@ -78,8 +78,11 @@ def test_log_is_read_by_pages(store: Store) -> None:
     assert [line.detail for line in store.audit(limit=2, newest=True)] == ["3", "4"]
 
 
-def test_detail_is_bounded() -> None:
-    assert len(ANNA.was_refused("log in", "x" * 9999).detail) == 500
+def test_what_callers_say_is_bounded_and_cannot_steer_a_terminal() -> None:
+    entry = ANNA.was_refused("GET /\x1b[2J" + "x" * 99, "é\r\n" + "x" * 9999)
+    assert entry.action.startswith("GET /?[2Jx")
+    assert entry.detail.startswith("é??x")
+    assert (len(entry.action), len(entry.detail)) == (63, 500)
 
 
 @pytest.mark.parametrize("change", [update(tables.audit).values(who="x"), delete(tables.audit)])
