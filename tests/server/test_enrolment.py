@@ -37,6 +37,7 @@ from coppice.wire.coordination_pb2_grpc import CoordinationStub, EnrolmentStub
 from server import coordinator as coordinator_module
 from server import members as members_module
 from server import service as service_module
+from server.access_records import AuditRecord
 from server.attempts import BURST
 from server.audit import Audit
 from server.authority import open_authority
@@ -147,6 +148,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
+def audit(ports: Ports) -> list[AuditRecord]:
+    return ports.host.store.audit()
+
+
 JOIN = pb.JoinRequest(protocol_version=PROTOCOL_VERSION, device_id="whatever")
 
 
@@ -171,6 +176,11 @@ def test_device_is_let_in_and_known_by_its_key(tmp_path: Path) -> None:
         assert int(member.serial, 16) == serial
         # The token's secret is nowhere on the disk.
         assert token.secret.hex() not in str(await ports.members.tokens())
+        lines = [(line.who, line.role, line.address, line.action) for line in audit(ports)]
+        assert lines == [
+            ("fedserver", "server", "", "create token"),
+            ("pi-1", "device", "127.0.0.1", "enrol"),
+        ]
 
     play(tmp_path, scene)
 
@@ -196,6 +206,9 @@ def test_bad_request_is_refused_by_name(
             await ports.enrol(token, **fields)
         assert await ports.members.all() == []
         assert ports.host.coordinator.snapshot().refusals == 1
+        line = audit(ports)[-1]
+        assert (line.role, line.address, line.action) == ("device", "127.0.0.1", "enrol")
+        assert (line.outcome, says in line.detail) == ("refused", True)
 
     play(tmp_path, scene)
 

@@ -49,6 +49,11 @@ def test_token_is_told_once(tmp_path: Path) -> None:
         assert made["token"] not in listed.text
         assert (await api.post("/api/tokens/1/revoke", json={})).status_code == 200
         assert (await api.get("/api/tokens")).json()[0]["is_now"] == "revoked"
+        lines = (await api.get("/api/audit")).json()
+        assert [(line["who"], line["action"], line["detail"]) for line in lines] == [
+            ("anybody", "create token", "for 2 devices"),
+            ("anybody", "revoke token", "1"),
+        ]
 
     play(tmp_path, scene)
 
