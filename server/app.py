@@ -43,11 +43,13 @@ from server.lease import LeaseOwner
 from server.listeners import in_use, listen_for_devices, listen_for_strangers
 from server.members import DAY_SECONDS, Members
 from server.presence import Presence
+from server.receipt_key import open_receipt_key
 from server.resources import Resources
 from server.service import CoordinationService
 from server.store import Store
 from server.submission import submit
 from server.threads import Threads
+from server.uploads import Uploads
 
 _LEASE_RENEWAL_SECONDS = 5.0
 _GOODBYE_SECONDS = 1.0
@@ -90,9 +92,11 @@ class Server:
         store = Store(config.database, durable=config.durable)
         store.migrate()
         store.take_lease(self._owner, time.time())
+        blobs = Blobs(config.data / "blobs", durable=config.durable)
         self._resources = Resources(
             store=store,
-            blobs=Blobs(config.data / "blobs", durable=config.durable),
+            blobs=blobs,
+            uploads=Uploads(blobs),
             threads=Threads(),
             presence=Presence(),
             announcer=Announcer(),
@@ -114,7 +118,12 @@ class Server:
         self._members = None if config.insecure else await self._open_enrolment()
         callers = Named() if self._members is None else Certified(self._members)
         service = CoordinationService(
-            self._coordinator, callers, resources.blobs, resources.threads, config.name
+            self._coordinator,
+            callers,
+            resources.blobs,
+            resources.threads,
+            config.name,
+            open_receipt_key(config.data),
         )
         self._access = None if self._members is None else await self._open_access()
         authority = self._members.authority if self._members is not None else None
@@ -197,6 +206,7 @@ class Server:
         await asyncio.gather(*getattr(self, "_tasks", []), return_exceptions=True)
         await resources.evaluator.close()
         resources.threads.close()
+        resources.uploads.close()
         with contextlib.suppress(StoreUnusable, DiskFull):
             resources.store.release_lease(self._owner)
         resources.store.close()

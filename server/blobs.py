@@ -2,7 +2,7 @@
 
 ```
 folder/<digest>       a blob: complete, hashed, never changed
-folder/partial/…      what is being written; worth nothing after a crash
+folder/partial/…      what is being written, and updates that have come in part (`server.uploads`)
 ```
 
 Every call blocks; nothing in here may run on the event loop.
@@ -31,7 +31,7 @@ from coppice.files import NO_SPACE, sync_folder
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 #: A transfer that has been silent for so long is taken for dead.
-_STALLED_SECONDS = 3600.0
+_STALLED_SECONDS = 86400.0
 
 
 class Blobs:
@@ -47,11 +47,12 @@ class Blobs:
         """
         self.folder = folder
         self.durable = durable
-        self._partial = folder / "partial"
+        #: What is not whole yet.
+        self.partial = folder / "partial"
         # Between "the blob is there" and its new time stamp, a sweep must not remove it.
         self._names = threading.Lock()
-        with self._disk_errors():
-            self._partial.mkdir(parents=True, exist_ok=True)
+        with self.disk_errors():
+            self.partial.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes | bytearray | memoryview) -> BlobRef:
         """Store bytes that are in memory; what is there already stays as it is.
@@ -66,15 +67,15 @@ class Blobs:
             file._sync()
             ref = BlobRef(hashing.result().hexdigest(), view.nbytes)
             if not self._touch(ref):
-                file._publish(ref.digest)
+                self.publish(file.path, ref.digest)
         return ref
 
-    def receive(self, ref: BlobRef) -> Incoming:
-        """A blob that arrives piece by piece; InvalidMessage when `ref` cannot be one."""
-        _check_digest(ref.digest)
-        if ref.size_bytes < 0:
-            raise InvalidMessage(f"a blob cannot have {ref.size_bytes} bytes")
-        return Incoming(self, ref)
+    def publish(self, path: Path, digest: str) -> None:
+        """Give a file of `partial`, which was hashed and synced, its name as a blob."""
+        with self.disk_errors():
+            with self._names:
+                path.replace(self.folder / digest)
+            self._sync_folder()
 
     def path(self, digest: str) -> Path:
         """Where a blob's bytes are; UnknownBlob when there is no such blob."""
@@ -89,7 +90,7 @@ class Blobs:
 
     def open(self, digest: str) -> BufferedReader:
         """A blob for reading from any offset; it stays readable when a sweep removes its name."""
-        with self._disk_errors():
+        with self.disk_errors():
             try:
                 return self._path(digest).open("rb")
             except FileNotFoundError:
@@ -101,7 +102,7 @@ class Blobs:
         A disk that fails as they are used ends the process, where reading would raise; either way
         the run goes on from the store.
         """
-        with self.open(digest) as file, self._disk_errors():
+        with self.open(digest) as file, self.disk_errors():
             if os.fstat(file.fileno()).st_size == 0:
                 return memoryview(bytearray())
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
@@ -118,10 +119,10 @@ class Blobs:
             Bytes freed.
         """
         now = time.time()
-        ages = {self.folder: older_than_seconds, self._partial: _STALLED_SECONDS}
+        ages = {self.folder: older_than_seconds, self.partial: _STALLED_SECONDS}
         freed = 0
-        with self._disk_errors():
-            for path in [*self.folder.iterdir(), *self._partial.iterdir()]:
+        with self.disk_errors():
+            for path in [*self.folder.iterdir(), *self.partial.iterdir()]:
                 if path.parent == self.folder and (
                     not _DIGEST.fullmatch(path.name) or path.name in live
                 ):
@@ -141,7 +142,7 @@ class Blobs:
     def _touch(self, ref: BlobRef) -> bool:
         """Whether the blob is there; if so, it counts as new and is as durable as a written one."""
         path = self._path(ref.digest)
-        with self._disk_errors():
+        with self.disk_errors():
             try:
                 with self._names:
                     if path.stat().st_size != ref.size_bytes:
@@ -157,11 +158,12 @@ class Blobs:
             sync_folder(self.folder)
 
     @contextlib.contextmanager
-    def _disk_errors(self) -> Iterator[None]:
+    def disk_errors(self) -> Iterator[None]:
+        """Failures of the file system in this folder, as errors that say what to do."""
         try:
             yield
         except FileNotFoundError:
-            if self._partial.is_dir():
+            if self.partial.is_dir():
                 # A sweep took a transfer that had been silent for longer than it allows.
                 raise TransferBroken("the transfer was given up; send the bytes again") from None
             raise StoreUnusable(
@@ -184,9 +186,9 @@ class _Partial:
         self._blobs = blobs
 
     def __enter__(self) -> Self:
-        with self._blobs._disk_errors():
-            descriptor, name = tempfile.mkstemp(dir=self._blobs._partial)
-        self._path = Path(name)
+        with self._blobs.disk_errors():
+            descriptor, name = tempfile.mkstemp(dir=self._blobs.partial)
+        self.path = Path(name)
         # Unbuffered, so that closing after a failure has nothing left to write and to fail at.
         self._file = open(descriptor, "wb", buffering=0)
         return self
@@ -198,60 +200,24 @@ class _Partial:
         traceback: TracebackType | None,
     ) -> None:
         self._file.close()
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def _append(self, view: memoryview) -> None:
-        with self._blobs._disk_errors():
+        with self._blobs.disk_errors():
             while view:
                 view = view[self._file.write(view) :]
 
     def _sync(self) -> None:
         if self._blobs.durable:
-            with self._blobs._disk_errors():
+            with self._blobs.disk_errors():
                 os.fsync(self._file.fileno())
 
-    def _publish(self, digest: str) -> None:
-        """Give the file, which was synced, its name."""
-        with self._blobs._disk_errors():
-            with self._blobs._names:
-                self._path.replace(self._blobs.folder / digest)
-            self._blobs._sync_folder()
 
-
-class Incoming(_Partial):
-    """A blob on its way in; leaving the `with` block without `commit` leaves nothing behind."""
-
-    def __init__(self, blobs: Blobs, ref: BlobRef) -> None:
-        super().__init__(blobs)
-        self.ref = ref
-        self.received_bytes = 0
-        self._hash = hashlib.sha256()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append the next bytes; InvalidMessage when they are more than announced."""
-        view = memoryview(data).cast("B")
-        if self.received_bytes + view.nbytes > self.ref.size_bytes:
-            raise InvalidMessage(
-                f"more bytes arrive than the {self.ref.size_bytes} that were announced"
-            )
-        self.received_bytes += view.nbytes
-        self._append(view)
-        self._hash.update(view)
-
-    def commit(self) -> BlobRef:
-        """Make the blob visible, on disk and under its name.
-
-        TransferBroken when bytes are missing or are not those that the digest names.
-        """
-        if self.received_bytes != self.ref.size_bytes:
-            raise TransferBroken(
-                f"the transfer ended after {self.received_bytes} of {self.ref.size_bytes} bytes"
-            )
-        if self._hash.hexdigest() != self.ref.digest:
-            raise TransferBroken("the bytes arrived damaged: they do not have the announced digest")
-        self._sync()
-        self._publish(self.ref.digest)
-        return self.ref
+def check_ref(ref: BlobRef) -> None:
+    """InvalidMessage when this cannot name a blob."""
+    _check_digest(ref.digest)
+    if ref.size_bytes < 0:
+        raise InvalidMessage(f"a blob cannot have {ref.size_bytes} bytes")
 
 
 def _check_digest(digest: str) -> None:

@@ -16,14 +16,13 @@ from coppice.errors import (
     StoreUnusable,
     UnknownBlob,
     UnknownRun,
-    UpdateRefused,
 )
 from coppice.wire import coordination_pb2 as pb
 from server.access_records import SERVER, Actor, Line
 from server.answers import Answer, CheckIn, EndedRun, OpenRun, blobs_of
 from server.bell import Bell
-from server.intake import take_update
 from server.keepsakes import Keepsakes
+from server.reception import Reception
 from server.records import (
     ClientRecord,
     NewEvent,
@@ -31,8 +30,8 @@ from server.records import (
     RunRecord,
     RunState,
     Snapshot,
+    Stored,
     TaskRecord,
-    UpdateRecord,
 )
 from server.refusals import Refusals
 from server.reports import Reports
@@ -62,6 +61,7 @@ class Coordinator:
         self._keepsakes = Keepsakes(resources)
         self._refusals = Refusals(resources)
         self._reports = Reports(resources)
+        self._reception = Reception(resources, lambda: self._driver)
         self._absent: set[ClientId] = set()
         self.untold = partial(untold, resources)
         #: Held while the next run is chosen, and while one that waits is stopped.
@@ -351,32 +351,15 @@ class Coordinator:
 
     async def push(
         self, client_id: ClientId, header: pb.PushHeader, chunks: AsyncIterator[bytes]
-    ) -> UpdateRecord:
+    ) -> Stored:
         """Take an update in; returns when it is stored."""
         self.require_joined(client_id)
-        self._resources.presence.saw(client_id)
-        offered = self._driver.tasks.get(client_id) if self._driver is not None else None
-        try:
-            return await take_update(
-                self._resources,
-                client_id,
-                header,
-                chunks,
-                offered,
-                self._take_sent_bytes,
-                self._tell_stored,
-            )
-        except UpdateRefused:
-            if self._driver is not None and offered and offered.task_id == header.task_id:
-                self._driver.drop(offered, is_refused=True)
-            raise
+        return await self._reception.push(client_id, header, chunks)
 
-    def _take_sent_bytes(self) -> int:
-        return self._driver.take_sent_bytes() if self._driver is not None else 0
-
-    def _tell_stored(self, task: TaskRecord) -> None:
-        if self._driver is not None and self._driver.run_id == task.run_id:
-            self._driver.update_stored(task)
+    async def push_status(self, client_id: ClientId, request: pb.PushStatusRequest) -> Stored | int:
+        """What was stored for a task, or how many bytes of its update are here."""
+        self.require_joined(client_id)
+        return await self._reception.status(client_id, request)
 
     async def refused(self, client_id: ClientId | None, error: CoppiceError) -> None:
         """Note a refused call."""

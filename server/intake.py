@@ -36,7 +36,7 @@ async def take_update(
     offered: TaskRecord | None,
     sent_bytes: Callable[[], int],
     stored: Callable[[TaskRecord], None],
-) -> UpdateRecord:
+) -> tuple[TaskRecord, UpdateRecord]:
     """Receive, check and store the answer to a task.
 
     What was stored before is found again: the bytes are not read a second time.
@@ -51,25 +51,12 @@ async def take_update(
         InvalidMessage, UnknownTask, RoundClosed, TransferBroken: Nothing is stored.
     """
     check_push_header(header)
-    if header.task_id >= MAX_COUNT:
-        raise UnknownTask(f"there is no task {header.task_id}")
     store, threads = resources.store, resources.threads
-    if offered is not None and offered.task_id == header.task_id:
-        task = offered
-    else:
-        task = await threads.store(partial(store.task, header.task_id))
-        if task.client_id != client_id:
-            raise UnknownTask(f"task {header.task_id} is not a task of {client_id}")
-        earlier = await threads.store(partial(store.update, task.task_id))
-        if earlier is not None:
-            stored(task)
-            return earlier
-        refusal = await threads.store(partial(store.refusal, task.task_id))
-        if refusal is not None:
-            raise UpdateRefused(refusal.finding.reason)
-        if task.closed:
-            # Before a slow link has carried all of it.
-            raise RoundClosed(f"round {task.round_number} is over; the update does not count")
+    # Before a slow link has carried all of it.
+    task, earlier = await find_task(resources, client_id, header.task_id, offered)
+    if earlier is not None:
+        stored(task)
+        return task, earlier
     ref = blob_from_message(header.blob)
     largest = largest_size_bytes(task.expects)
     if ref.size_bytes > largest:
@@ -80,9 +67,7 @@ async def take_update(
             {"size_bytes": float(ref.size_bytes), "largest_bytes": float(largest)},
         )
         await _refuse(resources, task, ref, finding)
-    if header.offset != 0:
-        raise InvalidMessage(f"the update starts at byte {header.offset}; it must start at 0")
-    await _receive(resources, client_id, ref, chunks)
+    await _receive(resources, client_id, ref, header.offset, chunks)
     if (found := await threads.compute(partial(_check, resources, task, ref, header))) is not None:
         await _refuse(resources, task, ref, found)
     event = NewEvent(
@@ -94,7 +79,7 @@ async def take_update(
     )
     metrics = metrics_from_message(header.metrics)
 
-    async def keep() -> UpdateRecord:
+    async def keep() -> tuple[TaskRecord, UpdateRecord]:
         update = await resources.write(
             partial(store.store_update, sent_bytes=sent_bytes()),
             task.task_id,
@@ -105,23 +90,58 @@ async def take_update(
             events=[event],
         )
         stored(task)
-        return update
+        return task, update
 
     # The connection may break off in these milliseconds: what is stored is told all the same.
     return await asyncio.shield(keep())
 
 
+async def find_task(
+    resources: Resources, client_id: ClientId, task_id: int, offered: TaskRecord | None
+) -> tuple[TaskRecord, UpdateRecord | None]:
+    """A client's task, and its answer if that is stored.
+
+    UnknownTask when it is none of this client's; UpdateRefused or RoundClosed when it takes no
+    answer any more. `offered` is as for `take_update`.
+    """
+    if task_id >= MAX_COUNT:
+        raise UnknownTask(f"there is no task {task_id}")
+    if offered is not None and offered.task_id == task_id:
+        return offered, None
+    store, threads = resources.store, resources.threads
+    task = await threads.store(partial(store.task, task_id))
+    if task.client_id != client_id:
+        raise UnknownTask(f"task {task_id} is not a task of {client_id}")
+    earlier = await threads.store(partial(store.update, task_id))
+    if earlier is not None:
+        return task, earlier
+    refusal = await threads.store(partial(store.refusal, task_id))
+    if refusal is not None:
+        raise UpdateRefused(refusal.finding.reason)
+    if task.closed:
+        raise RoundClosed(f"round {task.round_number} is over; the update does not count")
+    return task, None
+
+
 async def _receive(
-    resources: Resources, client_id: ClientId, ref: BlobRef, chunks: AsyncIterator[bytes]
+    resources: Resources,
+    client_id: ClientId,
+    ref: BlobRef,
+    offset: int,
+    chunks: AsyncIterator[bytes],
 ) -> None:
     transfer = resources.threads.transfer
-    with resources.blobs.receive(ref) as incoming:
+    upload = await transfer(partial(resources.uploads.receive, client_id, ref, offset))
+    try:
         async for chunk in chunks:
             if len(chunk) > MAX_CHUNK_BYTES:
                 raise InvalidMessage(f"a chunk may have {MAX_CHUNK_BYTES} bytes at most")
             resources.presence.saw(client_id)
-            await transfer(partial(incoming.write, chunk))
-        await transfer(incoming.commit)
+            await transfer(partial(upload.write, chunk))
+        await transfer(upload.commit)
+    except BaseException as error:
+        upload.failed(error)
+        raise
 
 
 def _check(

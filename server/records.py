@@ -169,6 +169,21 @@ class UpdateRecord:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What a receipt says."""
+
+    client_id: ClientId
+    run_key: str
+    task_id: int
+    #: Digest of the state that the task was planned from.
+    base: str
+    #: Digest of the update.
+    digest: str
+    #: Seconds since the epoch.
+    stored_at: int
+
+
+@dataclass(frozen=True)
 class RefusalRecord:
     """An update that was refused."""
 

@@ -18,6 +18,7 @@ from server.presence import Presence
 from server.records import NewEvent
 from server.store import Store
 from server.threads import Threads
+from server.uploads import Uploads
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ class Resources:
 
     store: Store
     blobs: Blobs
+    uploads: Uploads
     threads: Threads
     presence: Presence
     announcer: Announcer

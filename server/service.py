@@ -38,7 +38,8 @@ from server.callers import Caller, Callers, certificate
 from server.coordinator import Coordinator
 from server.handlers import Context, Service
 from server.presence import HEARTBEAT_SECONDS
-from server.records import ClientRecord, NewTask, TaskRecord
+from server.receipt_key import ReceiptKey
+from server.records import ClientRecord, NewTask, Stored, TaskRecord
 from server.threads import Threads
 from server.told import refusals_to_messages
 
@@ -60,12 +61,14 @@ class CoordinationService(Service):
         blobs: Blobs,
         threads: Threads,
         server_name: str,
+        receipt_key: ReceiptKey,
     ) -> None:
         self._coordinator = coordinator
         self._callers = callers
         self._blobs = blobs
         self._threads = threads
         self._server_name = server_name
+        self._receipt_key = receipt_key
 
     async def Join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:
         if request.protocol_version != PROTOCOL_VERSION:
@@ -74,7 +77,11 @@ class CoordinationService(Service):
                 f"{request.protocol_version}: install the same version of coppice on both"
             )
         await self._coordinator.join(_client_record(request, caller))
-        return pb.JoinReply(server_name=self._server_name, heartbeat_seconds=HEARTBEAT_SECONDS)
+        return pb.JoinReply(
+            server_name=self._server_name,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+            receipt_key=self._receipt_key.public,
+        )
 
     async def PollTask(self, request: pb.PollRequest, caller: Caller) -> pb.PollReply:
         check_in = _check_in(request, caller.client_id)
@@ -101,8 +108,14 @@ class CoordinationService(Service):
         first = await anext(requests, pb.PushChunk())
         if first.WhichOneof("part") != "header":
             raise InvalidMessage("the first message of a push is its header")
-        update = await self._coordinator.push(caller.client_id, first.header, _data(requests))
-        return pb.Receipt(task_id=update.task_id, digest=update.blob.digest)
+        stored = await self._coordinator.push(caller.client_id, first.header, _data(requests))
+        return self._receipt_key.receipt(stored)
+
+    async def PushStatus(self, request: pb.PushStatusRequest, caller: Caller) -> pb.PushStatusReply:
+        known = await self._coordinator.push_status(caller.client_id, request)
+        if isinstance(known, Stored):
+            return pb.PushStatusReply(receipt=self._receipt_key.receipt(known))
+        return pb.PushStatusReply(offset=known)
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, caller: Caller) -> pb.HeartbeatReply:
         wanted = self._coordinator.heartbeat(

@@ -94,12 +94,14 @@ class JoinRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., device_id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., app_digest: _Optional[str] = ..., software: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("server_name", "heartbeat_seconds")
+    __slots__ = ("server_name", "heartbeat_seconds", "receipt_key")
     SERVER_NAME_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_KEY_FIELD_NUMBER: _ClassVar[int]
     server_name: str
     heartbeat_seconds: float
-    def __init__(self, server_name: _Optional[str] = ..., heartbeat_seconds: _Optional[float] = ...) -> None: ...
+    receipt_key: bytes
+    def __init__(self, server_name: _Optional[str] = ..., heartbeat_seconds: _Optional[float] = ..., receipt_key: _Optional[bytes] = ...) -> None: ...
 
 class PollRequest(_message.Message):
     __slots__ = ("run_key", "num_examples", "capability", "choice", "app_digest", "report", "declined_task_id", "refusal_seen")
@@ -306,13 +308,39 @@ class PushHeader(_message.Message):
     metrics: _containers.ScalarMap[str, float]
     def __init__(self, task_id: _Optional[int] = ..., blob: _Optional[_Union[BlobRef, _Mapping]] = ..., offset: _Optional[int] = ..., num_examples: _Optional[int] = ..., steps: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
+class PushStatusRequest(_message.Message):
+    __slots__ = ("task_id", "blob")
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
+    task_id: int
+    blob: BlobRef
+    def __init__(self, task_id: _Optional[int] = ..., blob: _Optional[_Union[BlobRef, _Mapping]] = ...) -> None: ...
+
+class PushStatusReply(_message.Message):
+    __slots__ = ("offset", "receipt")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    receipt: Receipt
+    def __init__(self, offset: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
 class Receipt(_message.Message):
-    __slots__ = ("task_id", "digest")
+    __slots__ = ("task_id", "digest", "client", "run_key", "base", "stored_at", "signature")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    RUN_KEY_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    STORED_AT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     task_id: int
     digest: str
-    def __init__(self, task_id: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+    client: str
+    run_key: str
+    base: str
+    stored_at: int
+    signature: bytes
+    def __init__(self, task_id: _Optional[int] = ..., digest: _Optional[str] = ..., client: _Optional[str] = ..., run_key: _Optional[str] = ..., base: _Optional[str] = ..., stored_at: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("task_id", "steps_done", "resident_bytes")

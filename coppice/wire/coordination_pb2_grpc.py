@@ -54,6 +54,11 @@ class CoordinationStub:
                 request_serializer=coppice_dot_wire_dot_coordination__pb2.PushChunk.SerializeToString,
                 response_deserializer=coppice_dot_wire_dot_coordination__pb2.Receipt.FromString,
                 _registered_method=True)
+        self.PushStatus = channel.unary_unary(
+                '/coppice.wire.Coordination/PushStatus',
+                request_serializer=coppice_dot_wire_dot_coordination__pb2.PushStatusRequest.SerializeToString,
+                response_deserializer=coppice_dot_wire_dot_coordination__pb2.PushStatusReply.FromString,
+                _registered_method=True)
         self.Heartbeat = channel.unary_unary(
                 '/coppice.wire.Coordination/Heartbeat',
                 request_serializer=coppice_dot_wire_dot_coordination__pb2.HeartbeatRequest.SerializeToString,
@@ -93,6 +98,12 @@ class CoordinationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PushUpdate(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PushStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,6 +149,11 @@ def add_CoordinationServicer_to_server(servicer, server):
                     servicer.PushUpdate,
                     request_deserializer=coppice_dot_wire_dot_coordination__pb2.PushChunk.FromString,
                     response_serializer=coppice_dot_wire_dot_coordination__pb2.Receipt.SerializeToString,
+            ),
+            'PushStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.PushStatus,
+                    request_deserializer=coppice_dot_wire_dot_coordination__pb2.PushStatusRequest.FromString,
+                    response_serializer=coppice_dot_wire_dot_coordination__pb2.PushStatusReply.SerializeToString,
             ),
             'Heartbeat': grpc.unary_unary_rpc_method_handler(
                     servicer.Heartbeat,
@@ -263,6 +279,33 @@ class Coordination:
             '/coppice.wire.Coordination/PushUpdate',
             coppice_dot_wire_dot_coordination__pb2.PushChunk.SerializeToString,
             coppice_dot_wire_dot_coordination__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coppice.wire.Coordination/PushStatus',
+            coppice_dot_wire_dot_coordination__pb2.PushStatusRequest.SerializeToString,
+            coppice_dot_wire_dot_coordination__pb2.PushStatusReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -186,7 +186,7 @@ DATA = pb.PushChunk(data=b"0123")
         ),
         (lambda task, data: push_parts(task, data)[1:], "InvalidMessage"),
         (lambda task, data: [push_parts(task, data)[0]] * 2, "InvalidMessage"),
-        (lambda task, data: push_parts(task, data, offset=8), "InvalidMessage"),
+        (lambda task, data: push_parts(task, data, offset=8), "TransferBroken"),
         (lambda task, data: push_parts(task, data, metrics={"loss": math.nan}), "InvalidMessage"),
         (lambda task, data: push_parts(task, data, num_examples=2**53), "InvalidMessage"),
         (lambda task, data: [b"\xff\xff\xff"], "InvalidMessage"),

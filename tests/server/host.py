@@ -31,12 +31,14 @@ from server.callers import Named
 from server.coordinator import Coordinator
 from server.evaluation import Evaluator
 from server.presence import Presence
+from server.receipt_key import open_receipt_key
 from server.records import NewEvent, RunRecord
 from server.resources import Resources
 from server.run_driver import RunDriver
 from server.service import TRANSPORT_MESSAGE_BYTES, CoordinationService
 from server.store import Store
 from server.threads import Threads
+from server.uploads import Uploads
 from tests.server.run_samples import CAPABILITY
 
 #: Longest a test may take; long, because a loaded machine is slow, not wrong.
@@ -49,9 +51,11 @@ def make_resources(folder: Path) -> Resources:
         (folder / name).mkdir(exist_ok=True)
     store = Store(f"sqlite:///{folder / 'store.sqlite'}", durable=False)
     store.migrate()
+    blobs = Blobs(folder / "blobs", durable=False)
     return Resources(
         store=store,
-        blobs=Blobs(folder / "blobs", durable=False),
+        blobs=blobs,
+        uploads=Uploads(blobs),
         threads=Threads(),
         presence=Presence(),
         announcer=Announcer(),
@@ -67,6 +71,7 @@ class Host:
     def __init__(self, folder: Path) -> None:
         self.resources = make_resources(folder)
         self.store = self.resources.store
+        self.receipt_key = open_receipt_key(folder)
         self.coordinator = Coordinator(self.resources)
         self.events: list[NewEvent] = []
         #: The coordinator's life: what it raises stops a real server.
@@ -81,7 +86,12 @@ class Host:
             options=[("grpc.max_receive_message_length", TRANSPORT_MESSAGE_BYTES)]
         )
         service = CoordinationService(
-            self.coordinator, Named(), self.resources.blobs, self.resources.threads, "host"
+            self.coordinator,
+            Named(),
+            self.resources.blobs,
+            self.resources.threads,
+            "host",
+            self.receipt_key,
         )
         server.add_generic_rpc_handlers((service.handlers(),))
         self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -98,6 +108,7 @@ class Host:
             await asyncio.gather(self.running, listening, return_exceptions=True)
             await self.resources.evaluator.close()
             self.resources.threads.close()
+            self.resources.uploads.close()
             self.store.close()
 
     @property

@@ -25,6 +25,7 @@ from coppice.errors import (
 from coppice.tensors import Payload, TensorSpec
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.chunks import MAX_CHUNK_BYTES, blob_ref
+from coppice.wire.codec import blob_from_message
 from coppice.wire.payload import encode
 from server import tables
 from server.intake import take_update
@@ -84,7 +85,7 @@ class Desk:
         async def take() -> UpdateRecord:
             head = pb.PushHeader(**(fields | header))
             told: list[TaskRecord] = []
-            update = await take_update(
+            _, update = await take_update(
                 self.resources, client, head, chunks(), None, int, told.append
             )
             assert [task.task_id for task in told] == [update.task_id]
@@ -92,8 +93,13 @@ class Desk:
 
         return asyncio.run(asyncio.wait_for(take(), PATIENCE_SECONDS))
 
-    def refused(self, kind: type[CoppiceError], match: str, **push: Any) -> None:
-        """It is refused like this, and nothing is stored but why, where it is an update's fault."""
+    def refused(
+        self, kind: type[CoppiceError], match: str, left: Sequence[int] = (), **push: Any
+    ) -> None:
+        """It is refused like this, and nothing is stored but why, where it is an update's fault.
+
+        `left` are the sizes of what waits for the rest of its bytes.
+        """
         folder, store = self.resources.blobs.folder, self.resources.store
         with pytest.raises(kind, match=match) as caught:
             self.take(**push)
@@ -107,7 +113,7 @@ class Desk:
             assert store.events(None) == []
         assert self.resources.store.update(self.task.task_id) is None
         assert self.resources.store.update(self.other.task_id) is None
-        assert list((folder / "partial").iterdir()) == []
+        assert [path.stat().st_size for path in (folder / "partial").iterdir()] == [*left]
 
 
 @pytest.fixture
@@ -123,6 +129,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     tasks = store.commit_tasks(run_id, 1, "0" * 64, NOON, new, NOON)
     yield Desk(resources, *tasks)
     resources.threads.close()
+    resources.uploads.close()
     store.close()
 
 
@@ -184,10 +191,15 @@ class TestTwice:
                 take_update(desk.resources, A, header, chunks(*pair), None, int, lambda task: None)
                 for pair in (events, events[::-1])
             ]
-            first, second = await asyncio.gather(*pushes)
-            assert first == second
+            results = await asyncio.gather(*pushes, return_exceptions=True)
+            stored = [result for result in results if isinstance(result, tuple)]
+            broken = [result for result in results if isinstance(result, TransferBroken)]
+            assert (len(stored), len(broken)) == (1, 1), "the newer one ends the older"
 
         asyncio.run(asyncio.wait_for(both(), PATIENCE_SECONDS))
+        stored = desk.resources.store.update(desk.task.task_id)
+        assert desk.take() == stored
+        assert len(desk.resources.store.events(None)) == 1
 
 
 class TestRefused:
@@ -274,7 +286,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("header", "match"),
         [
-            ({"offset": 8}, "the update starts at byte 8; it must start at 0"),
             ({"num_examples": 2**53}, "num_examples is"),
             ({"steps": 2**64 - 1}, "steps is"),
             ({"metrics": {"loss": float("nan")}}, "metric 'loss' is nan; it must be finite"),
@@ -283,7 +294,7 @@ class TestRefused:
             ({"blob": pb.BlobRef(digest="X" * 64, size_bytes=9)}, "64 lower-case"),
             ({"blob": pb.BlobRef(digest="a" * 64, size_bytes=2**64 - 1)}, "size_bytes is"),
         ],
-        ids=["offset", "examples", "steps", "NaN", "name", "metrics", "digest", "size"],
+        ids=["examples", "steps", "NaN", "name", "metrics", "digest", "size"],
     )
     def test_header_outside_its_limits(
         self, desk: Desk, header: dict[str, Any], match: str
@@ -293,8 +304,15 @@ class TestRefused:
     def test_fewer_bytes_than_announced(self, desk: Desk) -> None:
         data = bytes(encode(GOOD))
         match = f"ended after {len(data) - 1} of {len(data)} bytes"
-        desk.refused(TransferBroken, match, parts=[data[:-1]])
+        desk.refused(TransferBroken, match, parts=[data[:-1]], left=[len(data) - 1])
         desk.refused(TransferBroken, "ended after 0 of", parts=[])
+
+    def test_update_goes_on_only_where_it_ended(self, desk: Desk) -> None:
+        data = bytes(encode(GOOD))
+        desk.refused(TransferBroken, "has 0 bytes of this update, not 8", offset=8)
+        desk.refused(TransferBroken, "ended after 8", parts=[data[:8]], left=[8])
+        desk.refused(TransferBroken, "has 8 bytes", parts=[data[9:]], offset=9, left=[8])
+        assert desk.take(parts=[data[8:]], offset=8).blob == blob_ref(data)
 
     def test_more_bytes_than_announced(self, desk: Desk) -> None:
         data = bytes(encode(GOOD))
@@ -333,7 +351,7 @@ class TestRefused:
 
         asyncio.run(asyncio.wait_for(scene(), PATIENCE_SECONDS))
         assert desk.resources.store.update(desk.task.task_id) is None
-        assert list((desk.resources.blobs.folder / "partial").iterdir()) == []
+        assert desk.resources.uploads.received_bytes(A, blob_from_message(header.blob)) == 8
         desk.take()
 
     def test_sender_that_breaks_off_while_its_update_is_stored(

@@ -34,6 +34,7 @@ from server.run_file import parse_run_file
 from server.store import Store
 from server.submission import submit
 from server.threads import Threads
+from server.uploads import Uploads
 
 #: Longest wait for anything that should happen; long, because a loaded machine is slow, not wrong.
 PATIENCE_SECONDS = 30.0
@@ -111,9 +112,11 @@ class Stage:
         (folder / "models").mkdir(exist_ok=True)
         store = Store(f"sqlite:///{folder / 'store.sqlite'}", durable=False)
         store.migrate()
+        blobs = Blobs(folder / "blobs", durable=False)
         self.resources = Resources(
             store=store,
-            blobs=Blobs(folder / "blobs", durable=False),
+            blobs=blobs,
+            uploads=Uploads(blobs),
             threads=Threads(),
             presence=Presence(),
             announcer=Announcer(),
@@ -147,6 +150,7 @@ class Stage:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self.resources.threads.close()
+            self.resources.uploads.close()
             self.store.close()
 
     async def enter(self, *names: str, **fields: Any) -> None:
