@@ -14,11 +14,16 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_file(
-    path: Path, data: bytes, *, remedy: str, durable: bool = True, secret: bool = False
+    path: Path,
+    *parts: bytes | bytearray | memoryview,
+    remedy: str,
+    durable: bool = True,
+    secret: bool = False,
 ) -> None:
     """Replace a file by one with this content; whoever reads it sees the old or the new one.
 
     Args:
+        parts: The content, one after the other.
         remedy: What the user can do when it fails, as the end of a sentence.
         durable: Whether it survives a power cut once this returns.
         secret: Whether only this user may read it.
@@ -34,7 +39,7 @@ def write_file(
             mode = 0o600 if secret else 0o666
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with open(descriptor, "wb") as file:
-                file.write(data)
+                file.writelines(parts)
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())

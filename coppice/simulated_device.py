@@ -27,6 +27,8 @@ class MemoryPrivate:
 
     _committed: dict[type[Any], bytes] = field(default_factory=dict)
     _staged: dict[type[Any], bytes] = field(default_factory=dict)
+    #: What was committed before the last task; None when that changed nothing.
+    _before: dict[type[Any], bytes] | None = None
 
     def read(self, kind: type[Any]) -> Any:
         """The last committed version."""
@@ -38,8 +40,14 @@ class MemoryPrivate:
 
     def commit(self) -> None:
         """The staged version is the committed one from now on."""
-        self._committed |= self._staged
+        self._before = self._committed if self._staged else None
+        self._committed = self._committed | self._staged
         self._staged = {}
+
+    def take_back(self) -> None:
+        """The last task's update was refused when its round closed."""
+        if self._before is not None:
+            self._committed, self._before = self._before, None
 
     def drop(self) -> None:
         """The staged version does not count: its update was refused."""

@@ -176,6 +176,8 @@ class Simulation:
             devices=len(plan),
         )
         self.state = folded.state
+        for name in folded.refused:
+            self._devices[name].private.take_back()
         answers.refused |= folded.refused
         for name in answers.refused:
             self._strikes[name] = self._strikes.get(name, 0) + 1

@@ -102,6 +102,16 @@ _DOCTOR_EXAMPLES = """\
   fedclient doctor --json"""
 
 
+_RECEIPTS = """\
+Lists the server's receipts of this device's newest updates, and checks that they are signed by the
+key that the server told. A receipt says that the server has the update on its disk. The exit code
+is 1 when one is not genuine."""
+
+_RECEIPTS_EXAMPLES = """\
+  fedclient receipts
+  fedclient receipts --name kitchen --json"""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     arguments = build_parser().parse_args(argv)
@@ -133,6 +143,11 @@ def _run(arguments: argparse.Namespace, folder: StateFolder) -> int:
             return join(arguments, folder)
         case "status":
             return commands.status(folder, arguments.json)
+        case "receipts":
+            # Imports cryptography.
+            from edge_client.receipts_command import receipts
+
+            return receipts(folder, arguments.json)
         case "leave":
             return commands.leave(folder)
         case "probe":
@@ -189,6 +204,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_join(command("join", "train for a server", _JOIN, _JOIN_EXAMPLES))
     shown = command("status", "what the client is doing", _STATUS, _STATUS_EXAMPLES)
     shown.add_argument("--json", action="store_true", help="print it as JSON")
+    proven = command("receipts", "what the server has stored", _RECEIPTS, _RECEIPTS_EXAMPLES)
+    proven.add_argument("--json", action="store_true", help="print it as JSON")
     command("leave", "stop the client", _LEAVE, _LEAVE_EXAMPLES)
     _add_probe(command("probe", "what training costs this device", _PROBE, _PROBE_EXAMPLES))
     looked = command("doctor", "what this device has for training", _DOCTOR, _DOCTOR_EXAMPLES)
@@ -240,6 +257,14 @@ def _add_join(parser: argparse.ArgumentParser) -> None:
         default=30.0,
         metavar="SECONDS",
         help="how long to try for the first contact (default: 30); later there is no limit",
+    )
+    add(
+        "--outbox",
+        choices=("always", "on-trouble"),
+        default="always",
+        help="when a finished update goes to this device's disk: before it is sent (always, the "
+        "default), or only when sending it fails or the client is stopped (on-trouble: spares the "
+        "card; a power cut while it is sent then costs the round's work)",
     )
     add("--once", action="store_true", help="end with the first run; exit code 1 if it failed")
 

@@ -91,6 +91,8 @@ def _print_status(last: Status, running: bool) -> None:
     if last.run:
         console.say("run", f"{last.run}, round {last.round_number}, step {last.step}")
     console.say("traffic", f"down {size_text(last.bytes_down)}, up {size_text(last.bytes_up)}")
+    if last.bytes_written is not None:
+        console.say("disk", f"{size_text(last.bytes_written)} written since it was started")
     if (report := last.last_round) is not None:
         steps = f"{report.steps} steps, {pruning_text(report)}"
         console.say("last", f"round {report.round_number}: {steps}")

@@ -171,17 +171,60 @@ class Connection:
 
     def fetch(self, ref: BlobRef) -> bytearray:
         """The blob, its digest checked; one that arrives damaged is fetched once more."""
-        try:
-            return self._fetch(ref)
-        except TransferBroken:
-            return self._fetch(ref)
+        for is_last in (False, True):
+            assembler = Assembler(ref)
+            try:
+                self.fetch_rest(assembler)
+                return assembler.finish()
+            except TransferBroken:
+                if is_last:
+                    raise
+        raise AssertionError
 
-    def push(self, task_id: int, answer: Answer, data: bytearray) -> pb.Receipt:
-        """Send the answer to a task and its encoded payload; the receipt means stored."""
-        ref = blob_ref(data)
+    def fetch_rest(self, assembler: Assembler) -> None:
+        """What is missing of a blob; what comes before a failure stays in the assembler."""
+        ref, offset = assembler.ref, assembler.received_bytes
+        request = pb.FetchRequest(
+            digest=ref.digest, offset=offset, chunk_bytes=self._down.size_bytes
+        )
+        started = time.monotonic()
+        seconds = transfer_seconds(ref.size_bytes - offset)
+        call = self._start("FetchBlob", request, seconds, streams=True)
+        try:
+            with self._stop.cancels(call), self._errors_rebuilt():
+                for chunk in call:
+                    assembler.add(chunk.data)
+                    self.bytes_down += len(chunk.data)
+        finally:
+            call.cancel()
+        self._down.took(ref.size_bytes - offset, time.monotonic() - started)
+
+    def push_status(self, task_id: int, ref: BlobRef) -> pb.PushStatusReply:
+        """How much of an answer the server has, or its receipt."""
+        blob = pb.BlobRef(digest=ref.digest, size_bytes=ref.size_bytes)
+        request = pb.PushStatusRequest(task_id=task_id, blob=blob)
+        reply: pb.PushStatusReply = self._finished(self._start("PushStatus", request, CALL_SECONDS))
+        return reply
+
+    def push(
+        self,
+        task_id: int,
+        answer: Answer,
+        data: bytearray,
+        ref: BlobRef | None = None,
+        offset: int = 0,
+    ) -> pb.Receipt:
+        """Send the answer to a task and its encoded payload; the receipt means stored.
+
+        Args:
+            ref: Of `data`, where that is known.
+            offset: What the server says that it has of it.
+        """
+        ref = blob_ref(data) if ref is None else ref
         header = pb.PushHeader(
             task_id=task_id,
             blob=pb.BlobRef(digest=ref.digest, size_bytes=ref.size_bytes),
+            offset=offset,
             num_examples=answer.num_examples,
             steps=answer.steps,
             # A diverged model has metrics that are not finite; those may not travel.
@@ -190,7 +233,7 @@ class Connection:
             },
         )
         parts = self._parts(header, data)
-        call = self._start("PushUpdate", parts, transfer_seconds(len(data)))
+        call = self._start("PushUpdate", parts, transfer_seconds(len(data) - offset))
         receipt: pb.Receipt = self._finished(call)
         return receipt
 
@@ -201,25 +244,10 @@ class Connection:
                 self._channel.close()
             self._channel = self._stub = None
 
-    def _fetch(self, ref: BlobRef) -> bytearray:
-        request = pb.FetchRequest(digest=ref.digest, chunk_bytes=self._down.size_bytes)
-        assembler = Assembler(ref)
-        started = time.monotonic()
-        call = self._start("FetchBlob", request, transfer_seconds(ref.size_bytes), streams=True)
-        try:
-            with self._stop.cancels(call), self._errors_rebuilt():
-                for chunk in call:
-                    assembler.add(chunk.data)
-                    self.bytes_down += len(chunk.data)
-        finally:
-            call.cancel()
-        self._down.took(ref.size_bytes, time.monotonic() - started)
-        return assembler.finish()
-
     def _parts(self, header: pb.PushHeader, data: bytearray) -> Iterator[pb.PushChunk]:
         yield pb.PushChunk(header=header)
         view = memoryview(data)
-        start = 0
+        start = header.offset
         while start < len(view):
             part = bytes(view[start : start + self._up.size_bytes])
             began = time.monotonic()

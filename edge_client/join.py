@@ -82,6 +82,7 @@ def _live(arguments: Namespace, folder: StateFolder, app_digest: str, stop: Stop
             app_digest=app_digest,
             num_threads=arguments.threads,
             kernels=not arguments.no_kernels,
+            outbox=arguments.outbox,
             once=arguments.once,
         )
         # That took its time, in which someone may have asked the device to leave.

@@ -123,6 +123,11 @@ class Journal:
             last_round=report if trained else now.last_round,
         )
 
+    def delivered(self, round_number: int) -> None:
+        """What was finished before this process began is receipted."""
+        text = "the update that was finished before has arrived"
+        self._console.say(f"round {round_number}", text)
+
     def declined(self, round_number: int, choice: Choice) -> None:
         """This device cannot take part in a round: its memory or the pace does not allow it."""
         text = f"not even the fewest weights fit this device's {choice['declined']}"

@@ -8,11 +8,10 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
-from coppice.domain import BlobRef
 from coppice.errors import CertificateExpired, CoppiceError, NotJoined, Retryable
 from coppice.wire import coordination_pb2 as pb
 from edge_client.backoff import Backoff
-from edge_client.connection import Answer, Connection
+from edge_client.connection import Connection
 from edge_client.heartbeat import Heartbeat
 from edge_client.journal import Journal
 from edge_client.papers import Papers
@@ -47,6 +46,8 @@ class Link:
         self._papers = papers
         self._clock = clock
         self._joined = False
+        #: That the server signs its receipts by; empty before it was joined.
+        self.receipt_key = b""
 
     def __enter__(self) -> Link:
         return self
@@ -86,18 +87,36 @@ class Link:
 
     def poll(self, request: pb.PollRequest) -> pb.PollReply:
         """Wait for work, for ever if need be."""
-        reply = self._until_done(lambda: self._connection.poll(request))
+        reply = self.until_done(lambda connection: connection.poll(request))
         if reply.renew and self._papers is not None:
             self._renew(self._papers)
         return reply
 
-    def fetch(self, ref: BlobRef) -> bytearray:
-        """The blob's bytes."""
-        return self._until_done(lambda: self._connection.fetch(ref))
-
-    def push(self, task_id: int, answer: Answer, data: bytearray) -> pb.Receipt:
-        """Send an answer until its receipt is there; sending it twice does no harm."""
-        return self._until_done(lambda: self._connection.push(task_id, answer, data))
+    def until_done(self, attempt: Callable[[Connection], T]) -> T:
+        """What the attempt gives, made again and again until the server answers it."""
+        before = self._journal.phase
+        lost = unknown = False
+        while True:
+            try:
+                if unknown:
+                    self._join()
+                    unknown = False
+                result = attempt(self._connection)
+            except (Retryable, NotJoined, CertificateExpired) as error:
+                if self._mended(error):
+                    continue
+                if isinstance(error, NotJoined):
+                    unknown = True
+                elif not lost:
+                    lost = True
+                    self._journal.lost(error)
+                self._connection.close()
+                self._stop.wait(self._backoff.next_seconds())
+            else:
+                self._backoff.reset()
+                if lost:
+                    self._journal.back(self._connection.address, before)
+                return result
 
     def goodbye(self, error: BaseException | None = None) -> None:
         """Tell the server that this device leaves, and why if it fails; end the heartbeat."""
@@ -112,6 +131,7 @@ class Link:
     def _join(self) -> None:
         reply = self._connection.join(self._request)
         self._joined = True
+        self.receipt_key = reply.receipt_key
         self.heartbeat.start(reply.heartbeat_seconds)
         self._journal.joined(reply.server_name, self._connection.address)
 
@@ -139,31 +159,6 @@ class Link:
         except (CoppiceError, Stopped):
             return False
         return True
-
-    def _until_done(self, attempt: Callable[[], T]) -> T:
-        before = self._journal.phase
-        lost = unknown = False
-        while True:
-            try:
-                if unknown:
-                    self._join()
-                    unknown = False
-                result = attempt()
-            except (Retryable, NotJoined, CertificateExpired) as error:
-                if self._mended(error):
-                    continue
-                if isinstance(error, NotJoined):
-                    unknown = True
-                elif not lost:
-                    lost = True
-                    self._journal.lost(error)
-                self._connection.close()
-                self._stop.wait(self._backoff.next_seconds())
-            else:
-                self._backoff.reset()
-                if lost:
-                    self._journal.back(self._connection.address, before)
-                return result
 
 
 def _reason(error: BaseException | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -43,13 +44,17 @@ from coppice.wire.codec import blob_from_message, task_from_offer
 from coppice.wire.exchange import encode_update
 from coppice.wire.report import report_to_message
 from edge_client.backoff import LONGEST_SECONDS, Backoff
+from edge_client.delivery import Delivery, OutboxMode
+from edge_client.download import Downloads
 from edge_client.journal import Journal
 from edge_client.limits import MARGIN, MARGIN_BYTES
 from edge_client.link import Link
 from edge_client.meter import Laps, Meter, capability
 from edge_client.model_keeper import ModelKeeper
+from edge_client.outbox import Outbox
 from edge_client.payloads import Payloads
 from edge_client.ready import ReadyRun, get_ready
+from edge_client.receipts import Receipts
 from edge_client.refusals import Refusals
 from edge_client.state_folder import StateFolder
 from edge_client.stop import Stop
@@ -74,6 +79,8 @@ class Plan:
     num_threads: int | None
     #: Pruned layers may train by kernels of their own (`Local.kernels`).
     kernels: bool
+    #: When a finished update goes to disk.
+    outbox: OutboxMode
     #: End with the first run.
     once: bool
 
@@ -89,10 +96,18 @@ class Device:
         self._folder = folder
         self._stop = stop
         self._journal = journal
-        self._payloads = Payloads(link)
+        self._payloads = Payloads(Downloads(link, folder.downloads))
         self._models = ModelKeeper(folder.model)
         self._refusals = Backoff()
         self._told = Refusals(folder.refusals, journal)
+        self._delivery = Delivery(
+            link,
+            Outbox(folder.outbox),
+            Receipts(folder.receipts),
+            self._told,
+            journal,
+            plan.outbox,
+        )
         self._ready: ReadyRun | None = None
         self._choice: pb.Choice | None = None
         #: What the device made its choice by.
@@ -133,9 +148,16 @@ class Device:
             self._journal.enter("waiting")
             request = self._poll_request()
             reply = self._link.poll(request)
-            self._told.tell(request.run_key, reply.refusals)
+            self._take_back(request.run_key, reply.refusals)
             self._report = None
             self._declined_task_id = 0
+
+    def _take_back(self, run_key: str, refusals: Sequence[pb.Refusal]) -> None:
+        """What the server did not count, does not count here."""
+        self._told.tell(run_key, refusals)
+        if self._ready is not None:
+            for refusal in refusals:
+                self._ready.private.take_back(refusal.task_id)
 
     def _poll_request(self) -> pb.PollRequest:
         ready, report = self._ready, self._report
@@ -169,12 +191,14 @@ class Device:
         self._journal.enter("preparing")
         if self._ready is not None:
             # A run that nobody has any more: its server was set up anew.
-            self._ready.private.forget()
+            self._forget(self._ready)
         self._ready = self._choice = None
         self._ready = get_ready(
             offer, plan.client_id, plan.data, plan.app, self._folder, plan.kernels
         )
         self._journal.ready(self._ready)
+        # Before anything that takes time: its round may be waiting for it.
+        self._delivery.settle(self._ready)
         self._probe(self._ready)
 
     def _probe(self, ready: ReadyRun) -> None:
@@ -236,13 +260,8 @@ class Device:
                 ready.private,
                 local.generator,
             )
-            ready.private.write()
             compute_seconds = laps.lap()
-            try:
-                self._link.push(offer.task_id, update, data)
-            except UpdateRefused:
-                self._told.heard(offer.task_id)
-                raise
+            self._delivery.deliver(ready, offer, update, data)
         report = RoundReport(
             round_number=task.round_number,
             steps=update.steps,
@@ -255,7 +274,6 @@ class Device:
             bound_by=capability.memory_bound_by,
             forecast=forecast,
         )
-        ready.private.promote()
         self._refusals.reset()
         if task.kind is TaskKind.TRAIN:
             self._report = report
@@ -284,9 +302,14 @@ class Device:
             self._evaluate_last(ready, over.keep)
         if kept := self._models.save():
             self._journal.kept(self._folder.model, kept.metrics)
-        ready.private.forget()
+        self._forget(ready)
         del ready
         give_back()
+
+    def _forget(self, ready: ReadyRun) -> None:
+        """Nothing of a run is needed any more."""
+        ready.private.forget()
+        self._delivery.forget(ready)
 
     def _evaluate_last(self, ready: ReadyRun, offer: pb.TaskOffer) -> None:
         task = self._fetch(offer)

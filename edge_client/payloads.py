@@ -9,8 +9,8 @@ from coppice.wire.chunks import blob_ref
 from coppice.wire.exchange import Known, known_masks
 from coppice.wire.payload import decode
 from edge_client.console import size_text
+from edge_client.download import Downloads
 from edge_client.limits import memory_budget
-from edge_client.link import Link
 
 
 class Payloads:
@@ -19,8 +19,8 @@ class Payloads:
     Masks and terms are kept for longer: most rounds change the values only.
     """
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, downloads: Downloads) -> None:
+        self._downloads = downloads
         self._last: bytearray | None = None
         self._ref: BlobRef | None = None
         self._masks: BlobRef | None = None
@@ -56,4 +56,4 @@ class Payloads:
                 f"the server offers {size_text(ref.size_bytes)}, more than the "
                 f"{size_text(free_bytes)} of memory that this device has left"
             )
-        return self._link.fetch(ref)
+        return self._downloads.fetch(ref)

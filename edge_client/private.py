@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,16 +22,22 @@ State = TypeVar("State")
 
 
 class PrivateState:
-    """One run's private state: a committed version, and the next one beside it.
+    """One run's private state: the version of each task that counted, the next one beside them.
+
+    ```
+    folder/<task>.safetensors    the newest is the one that counts; the one before it is kept
+    folder/staged.safetensors    what the receipt of the update that is being sent promotes
+    ```
 
     A version is one file with a value of each type, and every change is one rename: a process that
-    is killed at any moment leaves the one or the other.
+    is killed at any moment leaves the one or the other. The version before stays because a server
+    may refuse an update that it has receipted, when its round closes. It says so no later than it
+    offers a task of the next round, so that one version is enough.
     """
 
     def __init__(self, folder: Path) -> None:
         """`folder` is this run's and this method's own; it is made when something is written."""
         self._folder = folder
-        self._committed = folder / "committed.safetensors"
         self._staged = folder / "staged.safetensors"
         #: Values of the next version, by the names of their types.
         self._next: dict[str, bytes] = {}
@@ -43,10 +51,13 @@ class PrivateState:
         """Hold a value of the next version."""
         self._next[type(value).__name__] = tree.save(value)
 
-    def write(self) -> None:
-        """Put the next version, if anything was staged, on disk before its update is sent."""
+    def write(self) -> str:
+        """Put the next version on disk before its update is sent.
+
+        Returns its digest; empty when nothing was staged.
+        """
         if not self._next:
-            return
+            return ""
         values = {
             name: torch.frombuffer(bytearray(data), dtype=torch.uint8)
             for name, data in (self._values() | self._next).items()
@@ -54,13 +65,33 @@ class PrivateState:
         self._next = {}
         with reporting(self._folder, REMEDY):
             self._folder.mkdir(parents=True, exist_ok=True)
-        write_file(self._staged, save(values), remedy=REMEDY)
+        data = save(values)
+        write_file(self._staged, data, remedy=REMEDY)
+        return hashlib.sha256(data).hexdigest()
 
-    def promote(self) -> None:
-        """The receipt is there: the staged version, if any, becomes the committed one."""
-        if self._staged.exists():
-            with reporting(self._committed, REMEDY):
-                os.replace(self._staged, self._committed)
+    def holds(self, task_id: int, digest: str) -> bool:
+        """Whether the version of this task and digest is here, staged or promoted."""
+        for path in (self._staged, self._version(task_id)):
+            with suppress(OSError):
+                if hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+                    return True
+        return False
+
+    def promote(self, task_id: int) -> None:
+        """The receipt of this task is there: the staged version, if any, is the one that counts."""
+        # Where its version is here already, what is staged is another task's.
+        if self._staged.exists() and not self._version(task_id).exists():
+            with reporting(self._staged, REMEDY):
+                os.replace(self._staged, self._version(task_id))
+                sync_folder(self._folder)
+                for old in self._versions()[:-2]:
+                    self._version(old).unlink(missing_ok=True)
+
+    def take_back(self, task_id: int) -> None:
+        """The server refused this task's update after its receipt: the version before counts."""
+        if self._versions()[-1:] == [task_id]:
+            with reporting(self._folder, REMEDY):
+                self._version(task_id).unlink(missing_ok=True)
                 sync_folder(self._folder)
 
     def drop(self) -> None:
@@ -75,14 +106,24 @@ class PrivateState:
             with reporting(self._folder, REMEDY):
                 shutil.rmtree(self._folder)
 
+    def _version(self, task_id: int) -> Path:
+        return self._folder / f"{task_id}.safetensors"
+
+    def _versions(self) -> list[int]:
+        """The tasks whose versions are here, the newest last: a run's tasks are counted up."""
+        names = (path.stem for path in self._folder.glob("*.safetensors"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
     def _values(self) -> dict[str, bytes]:
-        try:
-            data = self._committed.read_bytes()
-        except FileNotFoundError:
+        versions = self._versions()
+        if not versions:
             return {}
+        newest = self._version(versions[-1])
+        try:
+            data = newest.read_bytes()
         except OSError as error:
-            raise StoreUnusable(f"{self._committed} cannot be read: {error.strerror}") from None
+            raise StoreUnusable(f"{newest} cannot be read: {error.strerror}") from None
         try:
             return {name: value.numpy().tobytes() for name, value in load(data).items()}
         except SafetensorError as error:
-            raise InvalidPayload(f"{self._committed} is damaged: {error}") from None
+            raise InvalidPayload(f"{newest} is damaged: {error}") from None

@@ -12,6 +12,7 @@ from typing import Any
 from coppice.domain import Forecast, RoundReport
 from coppice.files import write_file
 from edge_client.state_folder import REMEDY
+from edge_client.wear import bytes_written
 
 WRITE_EVERY_SECONDS = 2.0
 
@@ -34,6 +35,8 @@ class Status:
     last_error: str = ""
     bytes_down: int = 0
     bytes_up: int = 0
+    #: To this device's disk, since the process began; None where the kernel does not count.
+    bytes_written: int | None = None
     #: What the last round took that this device finished.
     last_round: RoundReport | None = None
     #: When the device's certificate expires, by its clock; None for a server without TLS.
@@ -70,6 +73,7 @@ class StatusFile:
 
     def _write(self) -> None:
         self._written_at = self._clock()
+        self.status = replace(self.status, bytes_written=bytes_written())
         # Not made durable: after a power cut the status would be wrong anyway.
         data = json.dumps(asdict(self.status)).encode()
         write_file(self._path, data, remedy=REMEDY, durable=False)

@@ -137,26 +137,31 @@ class Upload:
         # Another call of the same device may end this one between two of its pieces.
         self._lock = threading.Lock()
         self._is_over = False
-        start = os.O_TRUNC if offset == 0 else 0
+        is_new = os.O_CREAT | os.O_TRUNC if offset == 0 else 0
         with blobs.disk_errors():
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | start, 0o600)
+            try:
+                descriptor = os.open(path, os.O_RDWR | is_new, 0o600)
+            except FileNotFoundError:
+                if is_new:
+                    raise
+                raise self._elsewhere(offset) from None
             # Unbuffered, so that closing after a failure has nothing left to write and to fail at.
             self._file = FileIO(descriptor, "r+b")
             try:
-                self._take_up(offset)
+                while piece := self._file.read(_READ_BYTES):
+                    self._hash.update(piece)
+                    self.received_bytes += len(piece)
+                if self.received_bytes != offset or offset > ref.size_bytes:
+                    raise self._elsewhere(offset)
             except BaseException:
                 self._file.close()
                 raise
 
-    def _take_up(self, offset: int) -> None:
-        while piece := self._file.read(_READ_BYTES):
-            self._hash.update(piece)
-            self.received_bytes += len(piece)
-        if self.received_bytes != offset or offset > self.ref.size_bytes:
-            raise TransferBroken(
-                f"the server has {self.received_bytes} bytes of this update, not {offset}; ask how "
-                "many it has, and go on from there"
-            )
+    def _elsewhere(self, offset: int) -> TransferBroken:
+        return TransferBroken(
+            f"the server has {self.received_bytes} bytes of this update, not {offset}; ask how "
+            "many it has, and go on from there"
+        )
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append the next bytes; InvalidMessage when they are more than announced."""

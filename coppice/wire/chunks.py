@@ -29,28 +29,33 @@ class Assembler:
     """Puts a blob together from its chunks, in memory reserved once."""
 
     def __init__(self, ref: BlobRef) -> None:
-        self._ref = ref
+        #: What is put together.
+        self.ref = ref
         self._data = bytearray(ref.size_bytes)
         self._digest = hashlib.sha256()
         #: Bytes that are there: from where a broken transfer may go on.
         self.received_bytes = 0
 
-    def add(self, chunk: bytes) -> None:
+    def add(self, chunk: bytes | memoryview) -> None:
         """Append a chunk; TransferBroken when the blob would grow past its size."""
         end = self.received_bytes + len(chunk)
-        if end > self._ref.size_bytes:
-            raise TransferBroken(f"blob {self._ref.digest[:12]} is longer than announced")
+        if end > self.ref.size_bytes:
+            raise TransferBroken(f"blob {self.ref.digest[:12]} is longer than announced")
         self._data[self.received_bytes : end] = chunk
         self._digest.update(chunk)
         self.received_bytes = end
 
+    def part(self, start: int) -> memoryview:
+        """What is there from this byte on."""
+        return memoryview(self._data)[start : self.received_bytes]
+
     def finish(self) -> bytearray:
         """The whole blob; TransferBroken when it is short or damaged."""
-        if self.received_bytes != self._ref.size_bytes:
+        if self.received_bytes != self.ref.size_bytes:
             raise TransferBroken(
-                f"blob {self._ref.digest[:12]} ended after {self.received_bytes} of "
-                f"{self._ref.size_bytes} bytes"
+                f"blob {self.ref.digest[:12]} ended after {self.received_bytes} of "
+                f"{self.ref.size_bytes} bytes"
             )
-        if self._digest.hexdigest() != self._ref.digest:
-            raise TransferBroken(f"blob {self._ref.digest[:12]} arrived damaged")
+        if self._digest.hexdigest() != self.ref.digest:
+            raise TransferBroken(f"blob {self.ref.digest[:12]} arrived damaged")
         return self._data

@@ -57,6 +57,7 @@ class ThreadedDevice:
             app_digest="",
             num_threads=1,
             kernels=True,
+            outbox="always",
             once=False,
         )
         self.status = StatusFile(

@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coppice.app import build_model, make_app
 from coppice.domain import (
@@ -22,7 +23,7 @@ from coppice.domain import (
     ModelSpec,
     Workload,
 )
-from coppice.errors import CoppiceError
+from coppice.errors import CoppiceError, ServerUnreachable, TransferBroken
 from coppice.masks import masked, prunable_names
 from coppice.sparse import Mask
 from coppice.tensors import Payload, masks_of, parameters_of, weight_group
@@ -35,6 +36,7 @@ from coppice.wire.coordination_pb2_grpc import (
 )
 from coppice.wire.exchange import Known
 from coppice.wire.payload import encode
+from coppice.wire.receipt import signed_text
 from coppice.wire.status import CLIENT_KEY, status_of
 
 #: A test that waits longer than this has failed.
@@ -114,8 +116,17 @@ class FakeServer(CoordinationServicer):
         self.gates: dict[str, Gate] = {}
         #: How many more times a blob arrives damaged.
         self.damage: dict[str, int] = defaultdict(int)
+        #: After how many more of its bytes the next calls of a method break off.
+        self.cuts: dict[str, list[int]] = defaultdict(list)
+        #: What has come of each task's update so far.
+        self.partial: dict[int, bytes] = {}
+        #: Whether the next receipt gets lost on its way.
+        self.loses_receipt = False
+        self.key = Ed25519PrivateKey.generate()
         self.wanted = True
         self.heartbeat_seconds = 0.05
+        self._run_key = run_key(1)
+        self._receipts: dict[int, pb.Receipt] = {}
         self._blobs: dict[str, bytearray] = {}
         self._replies: queue.Queue[pb.PollReply] = queue.Queue()
         self._changed = threading.Condition()
@@ -152,8 +163,9 @@ class FakeServer(CoordinationServicer):
         self._replies.put(pb.PollReply(**reply))
 
     def offer_run(self, workload: Workload = WORKLOAD, run_id: int = 1) -> None:
+        self._run_key = run_key(run_id)
         offer = pb.RunOffer(
-            run_id=run_id, run_key=run_key(run_id), workload_json=workload_to_json(workload)
+            run_id=run_id, run_key=self._run_key, workload_json=workload_to_json(workload)
         )
         self.reply(run=offer)
 
@@ -209,7 +221,10 @@ class FakeServer(CoordinationServicer):
 
     def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext) -> pb.JoinReply:  # noqa: N802
         self._arrived("Join", request, context)
-        return pb.JoinReply(server_name="fake", heartbeat_seconds=self.heartbeat_seconds)
+        key = self.key.public_key().public_bytes_raw()
+        return pb.JoinReply(
+            server_name="fake", heartbeat_seconds=self.heartbeat_seconds, receipt_key=key
+        )
 
     def PollTask(self, request: pb.PollRequest, context: grpc.ServicerContext) -> pb.PollReply:  # noqa: N802
         self._arrived("PollTask", request, context)
@@ -234,18 +249,54 @@ class FakeServer(CoordinationServicer):
         if self.damage[request.digest] > 0:
             self.damage[request.digest] -= 1
             data[-1] ^= 1
-        for start in range(0, len(data), request.chunk_bytes):
-            yield pb.Chunk(data=bytes(data[start : start + request.chunk_bytes]))
+        cut = self.cuts["FetchBlob"].pop(0) if self.cuts["FetchBlob"] else None
+        end = len(data) if cut is None else request.offset + cut
+        for start in range(request.offset, end, request.chunk_bytes):
+            yield pb.Chunk(data=bytes(data[start : min(start + request.chunk_bytes, end)]))
+        if cut is not None:
+            self._fail(ServerUnreachable("cut"), context)
 
     def PushUpdate(  # noqa: N802
         self, parts: Iterator[pb.PushChunk], context: grpc.ServicerContext
     ) -> pb.Receipt:
         header = next(parts).header
         self._arrived("PushUpdate", header, context)
-        data = b"".join(part.data for part in parts)
-        assert blob_ref(data) == BlobRef(header.blob.digest, header.blob.size_bytes)
+        data = self.partial.pop(header.task_id, b"")[: header.offset]
+        assert len(data) == header.offset, "not what the server has"
+        cut = self.cuts["PushUpdate"].pop(0) if self.cuts["PushUpdate"] else None
+        for part in parts:
+            data += part.data
+            if cut is not None and len(data) - header.offset >= cut:
+                self.partial[header.task_id] = data[: header.offset + cut]
+                self._fail(ServerUnreachable("cut"), context)
+        if blob_ref(data) != BlobRef(header.blob.digest, header.blob.size_bytes):
+            self._fail(TransferBroken("damaged"), context)
         self.pushed.append((header, data))
-        return pb.Receipt(task_id=header.task_id, digest=header.blob.digest)
+        receipt = self._receipt(header, str(dict(context.invocation_metadata())[CLIENT_KEY]))
+        if self.loses_receipt:
+            self.loses_receipt = False
+            self._fail(ServerUnreachable("lost"), context)
+        return receipt
+
+    def PushStatus(  # noqa: N802
+        self, request: pb.PushStatusRequest, context: grpc.ServicerContext
+    ) -> pb.PushStatusReply:
+        self._arrived("PushStatus", request, context)
+        if request.task_id in self._receipts:
+            return pb.PushStatusReply(receipt=self._receipts[request.task_id])
+        return pb.PushStatusReply(offset=len(self.partial.get(request.task_id, b"")))
+
+    def _receipt(self, header: pb.PushHeader, client: str) -> pb.Receipt:
+        receipt = pb.Receipt(
+            task_id=header.task_id,
+            digest=header.blob.digest,
+            client=client,
+            run_key=self._run_key,
+            base="b" * 64,
+            stored_at=1_800_000_000,
+        )
+        receipt.signature = self.key.sign(signed_text(receipt))
+        return self._receipts.setdefault(header.task_id, receipt)
 
     def Heartbeat(  # noqa: N802
         self, request: pb.HeartbeatRequest, context: grpc.ServicerContext
@@ -268,6 +319,10 @@ class FakeServer(CoordinationServicer):
             context.add_callback(gate.opened.set)
             gate.expired = gate.expired or not gate.opened.wait(PATIENCE_SECONDS)
         if self.errors[method]:
-            code, details, metadata = status_of(self.errors[method].pop(0))
-            context.set_trailing_metadata(metadata)
-            context.abort(code, details)
+            self._fail(self.errors[method].pop(0), context)
+
+    def _fail(self, error: CoppiceError, context: grpc.ServicerContext) -> NoReturn:
+        code, details, metadata = status_of(error)
+        context.set_trailing_metadata(metadata)
+        context.abort(code, details)
+        raise AssertionError

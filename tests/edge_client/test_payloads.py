@@ -10,6 +10,7 @@ from coppice.errors import InvalidPayload, UnknownBlob
 from coppice.sparse import SparseTensor
 from coppice.tensors import Payload, dense_group, dense_tensors, masks_of, weight_group
 from coppice.wire.exchange import known_masks
+from edge_client.download import Downloads
 from edge_client.limits import MemoryBudget
 from edge_client.payloads import Payloads
 from tests.edge_client.conftest import ThreadedDevice
@@ -18,7 +19,7 @@ from tests.edge_client.fake_server import FakeServer, masks_in, model_payload, p
 
 @pytest.fixture
 def payloads(device: ThreadedDevice) -> Payloads:
-    return Payloads(device.link)
+    return Payloads(Downloads(device.link, device.folder.downloads))
 
 
 def test_same_digest_is_fetched_once(server: FakeServer, payloads: Payloads) -> None:

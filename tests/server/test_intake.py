@@ -94,7 +94,7 @@ class Desk:
         return asyncio.run(asyncio.wait_for(take(), PATIENCE_SECONDS))
 
     def refused(
-        self, kind: type[CoppiceError], match: str, left: Sequence[int] = (), **push: Any
+        self, kind: type[CoppiceError], match: str, left: Any = (), **push: Any
     ) -> None:
         """It is refused like this, and nothing is stored but why, where it is an update's fault.
 
