@@ -82,7 +82,12 @@ class Ports:
         resources, coordinator = self.host.resources, self.host.coordinator
         callers = Certified(self.members)
         service = CoordinationService(
-            coordinator, callers, resources.blobs, resources.threads, "host"
+            coordinator,
+            callers,
+            resources.blobs,
+            resources.threads,
+            "host",
+            self.host.receipt_key,
         )
         devices, self.address = listen_for_devices(ANY, service, self.authority)
         enrolling = EnrolmentService(self.members, coordinator, Audit(resources))

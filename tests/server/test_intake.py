@@ -93,9 +93,7 @@ class Desk:
 
         return asyncio.run(asyncio.wait_for(take(), PATIENCE_SECONDS))
 
-    def refused(
-        self, kind: type[CoppiceError], match: str, left: Any = (), **push: Any
-    ) -> None:
+    def refused(self, kind: type[CoppiceError], match: str, left: Any = (), **push: Any) -> None:
         """It is refused like this, and nothing is stored but why, where it is an update's fault.
 
         `left` are the sizes of what waits for the rest of its bytes.
