@@ -54,10 +54,12 @@ class StatusFile:
         status: Status,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        disk: Callable[[], int | None] = bytes_written,
     ) -> None:
         self._path = path
         self._clock = clock
         self._wall_clock = wall_clock
+        self._disk = disk
         self.status = replace(status, since=wall_clock())
         self._write()
 
@@ -73,7 +75,7 @@ class StatusFile:
 
     def _write(self) -> None:
         self._written_at = self._clock()
-        self.status = replace(self.status, bytes_written=bytes_written())
+        self.status = replace(self.status, bytes_written=self._disk())
         # Not made durable: after a power cut the status would be wrong anyway.
         data = json.dumps(asdict(self.status)).encode()
         write_file(self._path, data, remedy=REMEDY, durable=False)

@@ -120,20 +120,6 @@ def test_full_disk_leaves_the_entry_that_was_there(
         lambda data: data.replace(run_key(1).encode(), run_key(2).encode()),
         lambda data: bytes(len(data)),
     ],
-    ids=[
-        "empty",
-        "head",
-        "header",
-        "short",
-        "long",
-        "magic",
-        "length",
-        "payload",
-        "field",
-        "type",
-        "other-run",
-        "zeros",
-    ],
 )
 def test_damaged_entry_is_given_up(
     outbox: Outbox, tmp_path: Path, damage: Callable[[bytes], bytes]

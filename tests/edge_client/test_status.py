@@ -20,12 +20,13 @@ class Clock:
 
 def make(path: Path) -> tuple[StatusFile, Clock]:
     clock = Clock()
-    return StatusFile(path, START, clock, wall_clock=clock), clock
+    return StatusFile(path, START, clock, wall_clock=clock, disk=lambda: 4096), clock
 
 
 def test_status_is_there_from_the_start(tmp_path: Path) -> None:
     make(tmp_path / "status.json")
-    assert read_status(tmp_path / "status.json") == Status(7, "host:1", "kitchen", since=100.0)
+    start = Status(7, "host:1", "kitchen", since=100.0, bytes_written=4096)
+    assert read_status(tmp_path / "status.json") == start
 
 
 def test_change_of_phase_is_written_at_once(tmp_path: Path) -> None:

@@ -306,9 +306,17 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def join(self, name: str, data: Path, *flags: object, module: str = "-m edge_client") -> Device:
+    def join(
+        self,
+        name: str,
+        data: Path,
+        *flags: object,
+        module: str = "-m edge_client",
+        address: str | None = None,
+    ) -> Device:
+        """A device that finds the server at `address`, if not at the server's own."""
         device = self.devices[name] = Device(name, self.folder, data, *flags, module=module)
-        device.start(self.server)
+        device.start(self.server if address is None else address)
         self._open.callback(device.close)
         return device
 
