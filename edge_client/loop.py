@@ -154,10 +154,11 @@ class Device:
 
     def _take_back(self, run_key: str, refusals: Sequence[pb.Refusal]) -> None:
         """What the server did not count, does not count here."""
-        self._told.tell(run_key, refusals)
         if self._ready is not None:
             for refusal in refusals:
                 self._ready.private.take_back(refusal.task_id)
+        # Last: what was told is not said again after a crash.
+        self._told.tell(run_key, refusals)
 
     def _poll_request(self) -> pb.PollRequest:
         ready, report = self._ready, self._report

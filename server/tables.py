@@ -155,7 +155,8 @@ tasks = Table(
     Index(None, "closed", "run_id"),
 )
 
-#: At most one for each task: what the client answered, and whether a committed state has it.
+#: At most one for each task, and so for each task and base version, as a task has one base: what
+#: the client answered, and whether a committed state has it.
 updates = Table(
     "updates",
     metadata,

@@ -17,6 +17,7 @@ from coppice.errors import (
     RoundClosed,
     UnknownTask,
 )
+from server import tables
 from server.records import (
     RunState,
     TaskRecord,
@@ -239,3 +240,21 @@ class TestLiveBlobs:
         store.commit_round(run_id, 2, blob("2"), {}, [], NOON)
         store.end_run(run_id, RunState.FINISHED, "", NOON)
         assert store.live_blobs() == {"1" * 64, "2" * 64}
+
+
+def test_second_answer_to_a_task_cannot_be_in_the_database(store: Store) -> None:
+    run_id = start(store)
+    (task,) = plan(store, run_id, "pi-1")
+    store.store_update(task.task_id, blob("1"), 1, 1, {}, NOON)
+    row = {
+        "task_id": task.task_id,
+        "digest": "2" * 64,
+        "size_bytes": 1,
+        "num_examples": 1,
+        "steps": 1,
+        "metrics": {},
+        "received_at": NOON,
+        "counted": False,
+    }
+    with pytest.raises(IntegrityError), store._write() as connection:
+        connection.execute(tables.updates.insert().values(row))
