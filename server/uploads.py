@@ -39,6 +39,7 @@ class Uploads:
         self._blobs = blobs
         self._most = most
         self._most_bytes = most_bytes
+        self._opening = threading.Lock()
         self._lock = threading.Lock()
         self._open: dict[ClientId, Upload] = {}
         # What the process before has left is counted with the first.
@@ -61,16 +62,14 @@ class Uploads:
             TransferBroken: There are not `offset` bytes here.
         """
         path = self._path(client_id, ref)
-        self._end_open(client_id)
-        if self._has_more:
-            self._trim()
-        upload = Upload(self, self._blobs, path, ref, offset)
-        with self._lock:
-            # Of two transfers that begin together, one goes on.
-            other = self._open.pop(client_id, None)
-            self._open[client_id] = upload
-        if other is not None:
-            other.end(keep=True)
+        # One at a time: of two that had one file open, one could write into what is a blob by then.
+        with self._opening:
+            self._end_open(client_id)
+            if self._has_more:
+                self._trim()
+            upload = Upload(self, self._blobs, path, ref, offset)
+            with self._lock:
+                self._open[client_id] = upload
         return upload
 
     def close(self) -> None:

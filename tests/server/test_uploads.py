@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,28 @@ class TestBroken:
             new.write(b"x")
         newest.write(DATA[HALF:])
         assert newest.commit() == REF
+
+    def test_never_writes_into_what_is_a_blob_by_then(self, uploads: Uploads, blobs: Blobs) -> None:
+        together = threading.Barrier(4)
+
+        def push(last: bytes) -> None:
+            with suppress(TransferBroken):
+                together.wait(timeout=30)
+                upload = uploads.receive(A, REF)
+                for start in range(0, len(DATA), 4096):
+                    upload.write((DATA[:-1] + last)[start : start + 4096])
+                upload.commit()
+
+        for _ in range(10):
+            threads = [
+                threading.Thread(target=push, args=(last,)) for last in (DATA[-1:], b"x") * 2
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(timeout=60)
+            if blobs.has(DIGEST):
+                assert blobs.read(DIGEST) == DATA
 
     def test_too_short_is_kept(self, uploads: Uploads) -> None:
         upload = uploads.receive(A, REF)
