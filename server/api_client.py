@@ -166,6 +166,8 @@ def _read_token(file: Path) -> str:
 
 def _trust(authority: Path) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=authority)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(authority)
+        return context
     except (OSError, ssl.SSLError) as error:
         raise InvalidMessage(f"cannot read the certificate {authority}: {error}") from None
