@@ -131,12 +131,14 @@ def test_who_may_not_listen_any_more_hears_nothing_and_ends() -> None:
             may[0] = False
             announcer.publish([SECOND])
             assert [event async for event in events] == []
-        may[0] = True
-        with announcer.listening(lambda: may[0]) as events:
-            # Also one to whom nothing is told.
-            waiting = asyncio.ensure_future(anext(events, None))
-            await asyncio.sleep(0)
-            may[0] = False
-            assert await waiting is None
+        # One that waits already, whether or not something is told meanwhile.
+        for told in ([], [FIRST]):
+            may[0] = True
+            with announcer.listening(lambda: may[0]) as events:
+                waiting = asyncio.ensure_future(anext(events, None))
+                await asyncio.sleep(0)
+                may[0] = False
+                announcer.publish(told)
+                assert await waiting is None
 
     run(test())
