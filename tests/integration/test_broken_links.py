@@ -14,7 +14,12 @@ from tests.integration.fleet import PATIENCE_SECONDS, Fleet, Server
 from tests.integration.runs import run_file, saved, simulated
 
 #: Updates of 4 MB: many chunks, so that there is a middle to break off in.
-TEXT = run_file(model='{ name = "mlp", hidden = [4000] }', stop="{ rounds = 2 }")
+TEXT = run_file(
+    model='{ name = "mlp", hidden = [4000] }',
+    # All of them, however slow the machine is.
+    cohort="{ size = 3, quorum = 3, gather_seconds = 300 }",
+    stop="{ rounds = 2 }",
+)
 UPDATE_BYTES = 4 * (256 * 4000 + 4000 + 4000 * 10 + 10)
 ROUNDS = 2
 #: What a transfer that breaks off may have to send again: a chunk that was not whole, and what was
