@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def spoil_answers(kind: str) -> None:
         update = honest(self, task, local)
         return spoiled(update, kind) if task.kind is TaskKind.TRAIN else update
 
-    ReadyRun.answer = answer  # type: ignore[method-assign]
+    patch.object(ReadyRun, "answer", answer).start()
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from benchmarks.fashion_data import DATA, add_data_argument, deal_out, examples_of, read_both
 from benchmarks.hostile_client import spoiled
 from benchmarks.processes import RunningServer, all_started, server
-from coppice import simulation
 from coppice.app import make_app
 from coppice.data import Raw, examples_from
 from coppice.domain import CohortSpec, MethodSpec, ModelSpec, RunSpec, StopSpec
@@ -217,8 +217,5 @@ def _spoiling(client_id: str, kind: str) -> Iterator[None]:
             update = self._half.run(task, local)
             return spoiled(update, kind) if kind and local.client_id == client_id else update
 
-    simulation.client_half = lambda spec: Spoiling(client_half(spec))  # type: ignore
-    try:
+    with patch("coppice.simulation.client_half", lambda spec: Spoiling(client_half(spec))):
         yield
-    finally:
-        simulation.client_half = client_half  # type: ignore[attr-defined]

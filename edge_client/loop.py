@@ -98,7 +98,7 @@ class Device:
         self._journal = journal
         self._payloads = Payloads(Downloads(link, folder.downloads))
         self._models = ModelKeeper(folder.model)
-        self._refusals = Backoff()
+        self._wait_after_refusal = Backoff()
         self._told = Refusals(folder.refusals, journal)
         self._delivery = Delivery(
             link,
@@ -275,7 +275,7 @@ class Device:
             bound_by=capability.memory_bound_by,
             forecast=forecast,
         )
-        self._refusals.reset()
+        self._wait_after_refusal.reset()
         if task.kind is TaskKind.TRAIN:
             self._report = report
         else:
@@ -323,7 +323,7 @@ class Device:
         self._stop.check()
         self._journal.gone(error)
         if isinstance(error, _REFUSED):
-            self._stop.wait(self._refusals.next_seconds())
+            self._stop.wait(self._wait_after_refusal.next_seconds())
 
     def _expected(self, run_id: int) -> ReadyRun:
         if self._ready is None or self._ready.run_id != run_id:
