@@ -85,7 +85,7 @@ class ThreadedDevice:
         with self.link as link:
             link.meet(0.0)
             with Device(self.plan, link, self.folder, self.stop, self.journal) as device:
-                device._refusals = Backoff(self.refusals)
+                device._wait_after_refusal = Backoff(self.refusals)
                 return device.live(pb.PollReply())
 
     def end(self) -> None:
