@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from coppice import __version__
 from coppice.errors import CoppiceError
-from server import access_commands, member_commands, run_commands
+from server import access_commands, member_commands, run_commands, status_command
 from server.config import (
     DEFAULT_DASHBOARD_PORT,
     DEFAULT_DATA,
@@ -27,6 +27,7 @@ Coppice's server: schedules the rounds of federated training and aggregates what
   fedserver token create               let another device join
   fedserver run submit run.toml        queue a run
   fedserver run log --follow 1         watch it
+  fedserver status                     what it is doing, and what it waits for
 """
 
 _EXIT_CODES = """\
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"coppice {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_start(commands)
+    status_command.add_parser(commands)
     run_commands.add_parser(commands)
     member_commands.add_parsers(commands)
     access_commands.add_parsers(commands)

@@ -32,6 +32,7 @@ from server.records import (
     Snapshot,
     Stored,
     TaskRecord,
+    Wait,
 )
 from server.refusals import Refusals
 from server.reports import Reports
@@ -181,12 +182,13 @@ class Coordinator:
         """The present moment."""
         driver = self._driver
         lost_after = driver.spec.cohort.lost_after_seconds if driver else 60.0
+        clients = self._resources.presence.snapshot(lost_after)
         return Snapshot(
             run_id=driver.run_id if driver else None,
             round_number=driver.machine.round_number if driver else 0,
             phase=driver.machine.phase if driver else "idle",
-            waiting_for=driver.waiting_for if driver else "",
-            clients=self._resources.presence.snapshot(lost_after),
+            wait=driver.wait(clients) if driver else Wait(),
+            clients=clients,
             refusals=self._refusals.count,
         )
 
@@ -229,9 +231,9 @@ class Coordinator:
         if self._driver is not None:
             self._driver.gone(client_id)
 
-    def sent(self, client_id: ClientId, size_bytes: int) -> None:
+    def sent(self, client_id: ClientId, size_bytes: int, share: float) -> None:
         """Bytes went down to this client: as good as a heartbeat."""
-        self._resources.presence.saw(client_id)
+        self._resources.presence.moved(client_id, "fetching", share)
         if self._driver is not None:
             self._driver.sent(size_bytes)
 
@@ -283,7 +285,7 @@ class Coordinator:
                 if self._polls.get(client.client_id) is ticket:
                     del self._polls[client.client_id]
         if isinstance(answer, TaskRecord):
-            self._resources.presence.working(client.client_id, answer.task_id)
+            self._resources.presence.offered(client.client_id, answer.task_id)
         return answer
 
     async def _answer(self, client: ClientRecord, check_in: CheckIn) -> Answer:

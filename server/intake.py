@@ -136,8 +136,8 @@ async def _receive(
         async for chunk in chunks:
             if len(chunk) > MAX_CHUNK_BYTES:
                 raise InvalidMessage(f"a chunk may have {MAX_CHUNK_BYTES} bytes at most")
-            resources.presence.saw(client_id)
             await transfer(partial(upload.write, chunk))
+            resources.presence.moved(client_id, "uploading", upload.share)
         await transfer(upload.commit)
     except BaseException as error:
         upload.failed(error)

@@ -28,6 +28,8 @@ class _Seen:
     task_id: int | None = None
     steps_done: int = 0
     resident_bytes: int = 0
+    activity: str = ""
+    share: float | None = None
     capability: Capability | None = None
 
 
@@ -61,19 +63,45 @@ class Presence:
         seen = self._seen[client_id]
         seen.polls += 1
         seen.task_id = None
+        seen.activity, seen.share = "", None
         try:
             yield
         finally:
             seen.polls -= 1
             seen.at = self._clock()
 
+    def expected(self, client_id: ClientId, task_id: int) -> None:
+        """The client has a task from before the server started: its silence begins now."""
+        self._has_task(client_id, task_id, "unheard")
+
+    def offered(self, client_id: ClientId, task_id: int) -> None:
+        """The client was given a task."""
+        self._has_task(client_id, task_id, "fetching")
+
+    def _has_task(self, client_id: ClientId, task_id: int, activity: str) -> None:
+        self.saw(client_id)
+        seen = self._seen[client_id]
+        seen.task_id, seen.steps_done = task_id, 0
+        seen.activity, seen.share = activity, None
+
     def working(
         self, client_id: ClientId, task_id: int | None, steps_done: int = 0, resident_bytes: int = 0
     ) -> None:
-        """The client has a task, or told how far it is with it."""
+        """The client told what it is working on, and how far it is with it."""
         self.saw(client_id)
         seen = self._seen[client_id]
         seen.task_id, seen.steps_done, seen.resident_bytes = task_id, steps_done, resident_bytes
+        if task_id is None:
+            seen.activity, seen.share = "", None
+        # Between two blobs nothing is on its way either; the next byte says so.
+        elif seen.activity != "uploading" and (steps_done or seen.share in (None, 1.0)):
+            seen.activity, seen.share = "at work", None
+
+    def moved(self, client_id: ClientId, activity: str, share: float) -> None:
+        """Bytes came from the client or went to it; so much of their blob has gone by now."""
+        self.saw(client_id)
+        seen = self._seen[client_id]
+        seen.activity, seen.share = activity, share
 
     def left(self, client_id: ClientId) -> None:
         """The client said goodbye."""
@@ -97,7 +125,14 @@ class Presence:
     def _live(self, client_id: ClientId, seen: _Seen, lost_after_seconds: float) -> LiveClient:
         silent = self.silent_for(client_id)
         live = LiveClient(
-            client_id, "idle", silent, seen.task_id, seen.steps_done, seen.resident_bytes
+            client_id,
+            "idle",
+            silent,
+            seen.task_id,
+            seen.steps_done,
+            seen.resident_bytes,
+            seen.activity,
+            seen.share,
         )
         if seen.left:
             return replace(live, presence="left")

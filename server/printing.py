@@ -17,3 +17,8 @@ def size(count: float) -> str:
 def moment(at: float | None) -> str:
     """A time of the epoch in this machine's time zone."""
     return "" if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def clock(at: float) -> str:
+    """The same without the day, for what is near."""
+    return time.strftime("%H:%M:%S", time.localtime(at))

@@ -13,6 +13,7 @@ from server.intake import find_task, take_update
 from server.records import Stored, TaskRecord, UpdateRecord
 from server.resources import Resources
 from server.run_driver import RunDriver
+from server.uploads import share_of
 
 
 class Reception:
@@ -57,7 +58,11 @@ class Reception:
             return await self._stored(task, update)
         uploads = self._resources.uploads
         received = partial(uploads.received_bytes, client_id, ref)
-        return await self._resources.threads.transfer(received)
+        received_bytes = await self._resources.threads.transfer(received)
+        if received_bytes:
+            presence, share = self._resources.presence, share_of(received_bytes, ref)
+            presence.moved(client_id, "uploading", share)
+        return received_bytes
 
     async def _stored(self, task: TaskRecord, update: UpdateRecord) -> Stored:
         driver = self._driver()

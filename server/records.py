@@ -268,6 +268,36 @@ class LiveClient:
     task_id: int | None = None
     steps_done: int = 0
     resident_bytes: int = 0
+    #: "fetching", "at work" or "uploading", as far as the server has seen; "unheard" for a task
+    #: from before the server started, and empty without a task.
+    activity: str = ""
+    #: Of what it fetches or uploads, how much has gone: 0 to 1.
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class AwaitedClient:
+    """A client that a round waits for."""
+
+    client_id: ClientId
+    #: What it is doing, for people: "71 % uploaded".
+    doing: str
+    #: As in `LiveClient`; None for a client that gave no sign of life yet.
+    live: LiveClient | None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What a run waits for."""
+
+    #: In one sentence for people, without the time: "1 of 8: pi-03, 71 % uploaded". Empty when it
+    #: does not wait but is at work itself.
+    text: str = ""
+    #: Seconds since the epoch; None for a wait that goes on until what it is for comes.
+    until: float | None = None
+    #: What happens then, or what has to come; empty where there is nothing to say.
+    then: str = ""
+    clients: tuple[AwaitedClient, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -278,8 +308,8 @@ class Snapshot:
     round_number: int
     #: A phase of `server.rounds`, "idle" when no run is open.
     phase: str
-    #: What the round waits for, in one sentence; empty when it does not wait.
-    waiting_for: str
+    #: What the round waits for.
+    wait: Wait
     clients: Mapping[ClientId, LiveClient] = field(default_factory=dict)
     #: Messages and updates refused since the server started.
     refusals: int = 0

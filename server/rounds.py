@@ -162,27 +162,6 @@ class RoundMachine:
                 return self._end(RunState.STOPPED, "stopped by an operator")
         return []
 
-    @property
-    def waiting_for(self) -> str:
-        """What the run waits for, in one sentence for people; empty when it is at work itself."""
-        match self.phase:
-            case Phase.GATHERING if self.reserved_for is not None:
-                return f"{self.reserved_for}, the one client that the round is for"
-            case Phase.GATHERING:
-                return f"clients: {len(self.present)} of {self.spec.cohort.size} are ready"
-            case Phase.REPORTING | Phase.EVALUATING:
-                names = ", ".join(sorted(self.awaited)[:5])
-                more = len(self.awaited) - 5
-                total = len(self.awaited) + len(self.reported)
-                return f"{len(self.awaited)} of {total}: {names}" + (
-                    f" and {more} more" if more > 0 else ""
-                )
-            case Phase.RESTING:
-                return "devices that can do a task: in the last round none could"
-            case Phase.JUDGING | Phase.CLOSING:
-                return f"the evaluation of round {', '.join(map(str, sorted(self.evaluating)))}"
-        return ""
-
     # ---- steps ----
 
     def _is(self, phase: Phase, round_number: int) -> bool:

@@ -16,6 +16,7 @@ from server.config import DEFAULT_DATA, ENVIRONMENT_PREFIX
 from server.printing import moment, size
 from server.refusal_table import refusal_table
 from server.report_table import report_table
+from server.wait_text import wait_text
 
 _SHOWN_ROUNDS = 10
 _PAGE = 1000
@@ -176,6 +177,7 @@ def _show(arguments: argparse.Namespace) -> None:
         "evaluations": api.get(f"/runs/{run_id}/evaluations"),
         "reports": api.get(f"/runs/{run_id}/reports?newest=true&limit={_PAGE}"),
         "refusals": api.get(f"/runs/{run_id}/refusals?newest=true&limit={_PAGE}"),
+        "wait": _wait(api, run_id),
     }
     if arguments.ledger:
         shown["ledger"] = api.get(f"/runs/{run_id}/ledger")
@@ -183,7 +185,10 @@ def _show(arguments: argparse.Namespace) -> None:
         print(json.dumps(shown))
         return
     print(f"run {run_id}: {run['spec']['name']}, {run['state']}" + _because(run["reason"]))
-    print(f"rounds: {_progress(run)}; best: {_best(run)}\n")
+    print(f"rounds: {_progress(run)}; best: {_best(run)}")
+    if shown["wait"] is not None and (told := wait_text(shown["wait"])):
+        print(told)
+    print()
     metric = run["spec"]["evaluation"]["metric"]
     print(_rounds(shown["rounds"], shown["evaluations"], metric))
     # Which models there are may change with each evaluation.
@@ -196,6 +201,13 @@ def _show(arguments: argparse.Namespace) -> None:
         print("\n" + refusal_table(shown["refusals"]))
     if arguments.ledger:
         print("\n" + _ledger(shown["ledger"]))
+
+
+def _wait(api: ApiClient, run_id: int) -> Mapping[str, Any] | None:
+    """What the run waits for; None when it is not the open one."""
+    status = api.get("/status")
+    wait: Mapping[str, Any] | None = status["wait"] if status["run_id"] == run_id else None
+    return wait
 
 
 def _stop(arguments: argparse.Namespace) -> None:

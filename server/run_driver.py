@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,15 @@ from coppice.domain import BlobRef, ClientId, Participant, TaskKind
 from server.answers import OpenTerms
 from server.bell import Bell
 from server.judge import Judge, shown
-from server.records import NewEvent, RunRecord, RunState, TaskRecord, UpdateRecord
+from server.records import (
+    LiveClient,
+    NewEvent,
+    RunRecord,
+    RunState,
+    TaskRecord,
+    UpdateRecord,
+    Wait,
+)
 from server.resources import Resources
 from server.resumption import resume
 from server.round_events import (
@@ -42,6 +51,7 @@ from server.run_work import RunWork
 from server.selection import has_labels
 from server.store import ON_CLIENTS
 from server.verdicts import Verdicts, update_refused
+from server.waiting import waiting
 
 #: Blobs younger than this are never swept: a row that names them may be on its way.
 _SWEEP_AGE_SECONDS = 10.0
@@ -84,6 +94,8 @@ class RunDriver:
         self._resumed = False
         self._events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
+        #: When it goes off, for people.
+        self._deadline_at = 0.0
         self._judge = Judge(record, resources, self._events.put_nowait)
 
     # ---- what the coordinator asks and tells ----
@@ -93,13 +105,15 @@ class RunDriver:
         is_out = client_id in self._verdicts.left_out
         return not is_out and has_labels(labels, self.spec.cohort.labels)
 
-    @property
-    def waiting_for(self) -> str:
-        """What the run waits for, in one sentence for people; empty when it is at work itself."""
-        text, out = self.machine.waiting_for, sorted(self._verdicts.left_out)
+    def wait(self, clients: Mapping[ClientId, LiveClient]) -> Wait:
+        """What the run waits for, given what is known of all clients."""
+        found = waiting(self.machine, clients, self._deadline_at)
+        out = sorted(self._verdicts.left_out)
         if self.machine.phase is Phase.GATHERING and out:
-            text += f"; left out for refused updates: {', '.join(out)}"
-        return text
+            return replace(
+                found, text=f"{found.text}; left out for refused updates: {', '.join(out)}"
+            )
+        return found
 
     def arrived(self, participant: Participant) -> None:
         """A client is ready and waits for a task."""
@@ -174,7 +188,7 @@ class RunDriver:
             self._judge.evaluate(round_number, self._known_state)
         for client_id, task in self.tasks.items():
             # One that does not come back is noticed by its silence from now on.
-            self._resources.presence.working(client_id, task.task_id)
+            self._resources.presence.expected(client_id, task.task_id)
         self._bell.ring()
 
     async def _next_event(self) -> Event:
@@ -189,6 +203,7 @@ class RunDriver:
                 await self._open_round(round_number)
             case SetDeadline(round_number, phase, seconds):
                 self._disarm()
+                self._deadline_at = time.time() + seconds
                 self._timer = asyncio.get_running_loop().call_later(
                     seconds, self._events.put_nowait, DeadlinePassed(round_number, phase)
                 )

@@ -102,7 +102,7 @@ class CoordinationService(Service):
             for _ in range(request.offset, size_bytes, chunk_bytes):
                 data = await self._threads.transfer(partial(file.read, chunk_bytes))
                 yield pb.Chunk(data=data)
-                self._coordinator.sent(client_id, len(data))
+                self._coordinator.sent(client_id, len(data), file.tell() / size_bytes)
 
     async def PushUpdate(self, requests: AsyncIterator[pb.PushChunk], caller: Caller) -> pb.Receipt:
         first = await anext(requests, pb.PushChunk())

@@ -162,6 +162,11 @@ class Upload:
             "many it has, and go on from there"
         )
 
+    @property
+    def share(self) -> float:
+        """How much of the blob is here: 0 to 1."""
+        return share_of(self.received_bytes, self.ref)
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append the next bytes; InvalidMessage when they are more than announced."""
         view = memoryview(data).cast("B")
@@ -223,3 +228,8 @@ class Upload:
         if not is_kept:
             self.path.unlink(missing_ok=True)
         self._uploads._ended(self, is_kept=is_kept)
+
+
+def share_of(received_bytes: int, ref: BlobRef) -> float:
+    """How much of a blob so many bytes are: 0 to 1."""
+    return received_bytes / ref.size_bytes if ref.size_bytes else 1.0

@@ -72,14 +72,15 @@ def test_a_run_is_seen_from_nothing_to_its_end_without_a_reload(
         run_id = theatre.do(submit)
         expect(page.locator("#run-name")).to_have_text("digits")
         expect(page.locator("#run-state")).to_have_text("running")
-        expect(page.locator("#run-phase")).to_contain_text("0 of 3 are ready")
+        expect(page.locator("#run-wait")).to_contain_text("3 more clients (0 of 3 are here)")
         expect(page.locator("#empty")).to_be_hidden()
         expect(page.locator("#metric-chart")).to_contain_text("Nothing measured yet")
 
         theatre.do(lambda stage: stage.enter("pi-1", "pi-2", "pi-3"))
         expect(page.locator("#clients-table tbody tr")).to_have_count(3)
         expect(page.locator("#clients-about")).to_contain_text("3 working")
-        expect(page.locator("#run-phase")).to_contain_text("waiting for 3 of 3: pi-1, pi-2, pi-3")
+        expect(page.locator("#run-wait")).to_contain_text("Waiting for 3 of 3: pi-1, fetching")
+        expect(page.locator("#run-wait")).to_contain_text(re.compile(r"until \d+:\d\d:\d\d"))
         expect(page.locator("#run-round")).to_have_text(f"Round 1 of {ROUNDS}")
 
         theatre.do(finish)

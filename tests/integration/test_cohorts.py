@@ -37,7 +37,7 @@ def test_run_with_labels_that_nobody_has_waits_and_can_be_stopped(rooms: Fleet) 
     server = rooms.server
     run_id = server.submit(app_file(cohort='{ size = 1, labels = { room = "attic" } }'))
     until(lambda: server.status()["phase"] == "gathering", "the run waits", server.program)
-    assert server.status()["waiting_for"] == "clients: 0 of 1 are ready"
+    assert server.status()["wait"]["text"] == "1 more client with room=attic (0 of 1 are here)"
     server.api.post(f"/runs/{run_id}/stop", {})
     assert server.ended(run_id)["state"] == "stopped"
     assert server.ledger(run_id) == []

@@ -124,7 +124,7 @@ def test_server_killed_while_gathering_waits_for_the_same_devices_again(
     run_id = server.submit(text)
 
     def two_are_there() -> bool:
-        return bool(server.status()["waiting_for"] == "clients: 2 of 3 are ready")
+        return bool(server.status()["wait"]["text"] == "1 more client (2 of 3 are here)")
 
     until(two_are_there, "two devices are ready", server.program)
     server.restart()

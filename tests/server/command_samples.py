@@ -28,6 +28,30 @@ ROUND = {
     "opened_at": 100.0,
     "closed_at": 101.5,
 }
+WAIT = {
+    "text": "1 of 8: pi-03, 71 % uploaded",
+    "until": 1e9,
+    "then": "then the round closes with what has come: 4 are enough",
+    "clients": [{"client_id": "pi-03", "doing": "71 % uploaded", "live": None}],
+}
+STATUS = {
+    "run_id": 3,
+    "round_number": 13,
+    "phase": "reporting",
+    "wait": WAIT,
+    "clients": {
+        "pi-04": {"presence": "idle", "seconds_silent": 0.0},
+        "pi-03": {"presence": "working", "seconds_silent": 1.4},
+    },
+    "refusals": 0,
+}
+IDLE = STATUS | {
+    "run_id": None,
+    "round_number": 0,
+    "phase": "idle",
+    "wait": {"text": "", "until": None, "then": "", "clients": []},
+    "clients": {},
+}
 LEDGER = {
     "round_number": 12,
     "task_id": 36,

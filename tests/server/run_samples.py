@@ -27,6 +27,7 @@ from coppice.model_file import ModelInfo, save_model
 from coppice.sparse import Mask
 from coppice.tensors import parameters_of
 from server.blobs import Blobs
+from server.records import LiveClient
 from server.round_events import (
     ClientArrived,
     Event,
@@ -37,6 +38,7 @@ from server.round_events import (
 )
 from server.rounds import RoundMachine
 from server.selection import cohort_wanted
+from server.waiting import waiting
 
 #: FedAvg without training: what remains is the server's own work.
 SPEC = RunSpec(
@@ -104,6 +106,12 @@ def with_cuts() -> tuple[RunSpec, State]:
     kept = {A: {first: 6, last: 2}, B: {first: 9, last: 5}}
     fleet = replace(state.fleet, kept=kept)
     return replace(SPEC, method=method), replace(state, fleet=fleet)
+
+
+def waits_for(machine: RoundMachine) -> str:
+    """What the machine waits for, of clients that do nothing that can be seen."""
+    names = machine.known | machine.awaited
+    return waiting(machine, {name: LiveClient(name, "idle", 0.0) for name in names}, 0.0).text
 
 
 def tell(machine: RoundMachine, *events: Event) -> list[Instruction]:

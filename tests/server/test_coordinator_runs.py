@@ -14,7 +14,7 @@ from coppice.errors import DiskFull, StoreUnusable, UnknownBlob, UnknownRun
 from coppice.methods.fedavg.server import Server as FedAvg
 from coppice.model_file import load_model, read_info
 from server import coordinator
-from server.records import RunState
+from server.records import RunState, Wait
 from tests.server.host import Host, play, sweep_everything
 from tests.server.run_samples import SPEC, A, run_spec
 
@@ -44,7 +44,7 @@ class TestQueue:
     def test_server_without_runs_is_idle(self, tmp_path: Path) -> None:
         async def scene(host: Host) -> None:
             snapshot = host.coordinator.snapshot()
-            assert (snapshot.run_id, snapshot.phase, snapshot.waiting_for) == (None, "idle", "")
+            assert (snapshot.run_id, snapshot.phase, snapshot.wait) == (None, "idle", Wait())
 
         play(tmp_path, scene)
 
@@ -58,7 +58,7 @@ class TestQueue:
                 snapshot = host.coordinator.snapshot()
                 assert (snapshot.run_id, snapshot.round_number) == (run_id, 1)
                 assert snapshot.phase == "gathering"
-                assert snapshot.waiting_for == "clients: 1 of 2 are ready"
+                assert snapshot.wait.text == "1 more client (1 of 2 are here)"
                 assert snapshot.clients[A].presence == "idle"
                 poll.cancel()
 

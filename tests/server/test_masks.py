@@ -141,7 +141,7 @@ def test_round_for_one_client_is_played_by_it_alone(tmp_path: Path) -> None:
             waiting = [a.polling(), c.polling()]
             await host.holds("a", "c")
             reserved = "b, the one client that the round is for"
-            await host.until(lambda: host.coordinator.snapshot().waiting_for == reserved)
+            await host.until(lambda: reserved in host.coordinator.snapshot().wait.text)
             async with host.devices("b") as (b,):
                 task = await b.task()
                 assert [item.client_id for item in host.store.tasks(1, 1)] == ["b"]

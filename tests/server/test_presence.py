@@ -53,7 +53,7 @@ def test_silence_has_a_name(presence: Presence, clock: Clock, seconds: float, wo
     assert live(presence).seconds_silent == presence.silent_for(PI) == seconds
 
 
-@pytest.mark.parametrize("sign", ["saw", "working"])
+@pytest.mark.parametrize("sign", ["saw", "working", "moved", "offered"])
 def test_each_sign_of_life_ends_the_silence(presence: Presence, clock: Clock, sign: str) -> None:
     presence.saw(PI)
     clock.now += 500
@@ -61,15 +61,18 @@ def test_each_sign_of_life_ends_the_silence(presence: Presence, clock: Clock, si
     if sign == "saw":
         presence.saw(PI)
         assert live(presence).presence == "idle"
+    elif sign == "moved":
+        presence.moved(PI, "uploading", 0.5)
+        assert live(presence).presence == "idle"
     else:
-        presence.working(PI, 4)
+        presence.working(PI, 4) if sign == "working" else presence.offered(PI, 4)
         assert live(presence).presence == "working"
     assert presence.silent_for(PI) == 0.0
 
 
 def test_heartbeat_tells_how_far_the_work_is(presence: Presence) -> None:
     presence.working(PI, 4, steps_done=17, resident_bytes=2**20)
-    assert live(presence) == LiveClient(PI, "working", 0.0, 4, 17, 2**20)
+    assert live(presence) == LiveClient(PI, "working", 0.0, 4, 17, 2**20, "at work")
 
 
 def test_bytes_are_a_sign_of_life_and_leave_the_work_as_it_is(
@@ -78,7 +81,7 @@ def test_bytes_are_a_sign_of_life_and_leave_the_work_as_it_is(
     presence.working(PI, 4, 17)
     clock.now += 30
     presence.saw(PI)
-    assert live(presence) == LiveClient(PI, "working", 0.0, 4, 17, 0)
+    assert live(presence) == LiveClient(PI, "working", 0.0, 4, 17, 0, "at work")
 
 
 def test_pending_poll_is_life_however_long_it_is_held(presence: Presence, clock: Clock) -> None:
@@ -170,3 +173,39 @@ def test_to_tell_is_a_sign_of_life(presence: Presence, clock: Clock) -> None:
     clock.now += 500
     presence.told(PI, Capability(1000, 1, "aarch64"))
     assert live(presence).presence == "idle"
+
+
+def test_what_a_client_does_is_told_from_its_bytes_and_steps(presence: Presence) -> None:
+    def doing() -> tuple[str, float | None]:
+        return live(presence).activity, live(presence).share
+
+    presence.offered(PI, 4)
+    assert doing() == ("fetching", None)
+    presence.moved(PI, "fetching", 0.25)
+    presence.working(PI, 4)
+    assert doing() == ("fetching", 0.25), "a heartbeat is no reason to believe that all is there"
+    presence.moved(PI, "fetching", 1.0)
+    presence.working(PI, 4)
+    assert doing() == ("at work", None)
+    presence.moved(PI, "uploading", 0.5)
+    presence.working(PI, 4, 17)
+    assert doing() == ("uploading", 0.5)
+    with presence.polling(PI):
+        assert doing() == ("", None)
+
+
+def test_a_task_that_needs_no_bytes_is_worked_on_with_the_first_heartbeat(
+    presence: Presence,
+) -> None:
+    presence.offered(PI, 4)
+    presence.working(PI, 4)
+    assert live(presence).activity == "at work"
+
+
+def test_a_task_from_before_the_start_is_not_heard_of_until_there_is_a_sign(
+    presence: Presence,
+) -> None:
+    presence.expected(PI, 4)
+    assert live(presence).activity == "unheard"
+    presence.working(PI, 4, 2)
+    assert live(presence).activity == "at work"

@@ -40,6 +40,7 @@ from tests.server.run_samples import (
     reporting,
     run_spec,
     tell,
+    waits_for,
     wanted,
 )
 
@@ -167,7 +168,7 @@ class TestEvaluationOnClients:
             SetDeadline(1, Phase.EVALUATING, 600.0)
         ]
         assert machine.handle(UpdateStored(1, B)) == []
-        assert machine.waiting_for == "1 of 2: a"
+        assert waits_for(machine) == "1 of 2: a"
         assert machine.handle(UpdateStored(1, A)) == [FoldEvaluation(1)]
         assert machine.handle(EvaluationDone(1, "clients", False)) == [OpenRound(2)]
 
@@ -227,7 +228,7 @@ class TestTarget:
 class TestJudging:
     def test_next_round_waits_while_too_many_evaluations_are_under_way(self) -> None:
         machine = judging()
-        assert machine.waiting_for == "the evaluation of round -2, -1, 1"
+        assert waits_for(machine) == "the evaluation of round -2, -1, 1"
         assert arrive(machine, A, B) == []
         assert machine.handle(EvaluationDone(-2, "server", False)) == [OpenRound(2)]
 
@@ -262,7 +263,7 @@ class TestClosing:
         assert machine.handle(RoundCommitted(1, True)) == [
             SetDeadline(1, Phase.CLOSING, CLOSING_SECONDS)
         ]
-        assert machine.waiting_for == "the evaluation of round 0, 1"
+        assert waits_for(machine) == "the evaluation of round 0, 1"
         assert machine.handle(EvaluationDone(0, "server", False)) == []
         assert machine.handle(EvaluationDone(1, "server", False)) == [
             EndRun(RunState.FINISHED, "all 1 rounds are done")

@@ -10,7 +10,7 @@ import pytest
 from server import run_commands
 from server.cli import main
 from server.printing import moment
-from tests.server.command_samples import LEDGER, REPORT, ROUND, RUN, Api
+from tests.server.command_samples import IDLE, LEDGER, REPORT, ROUND, RUN, STATUS, WAIT, Api
 
 
 @pytest.fixture
@@ -31,6 +31,7 @@ def show(api: Api, **run: object) -> None:
         "/runs/3/ledger": [LEDGER],
         "/runs/3/reports?newest=true&limit=1000": [],
         "/runs/3/refusals?newest=true&limit=1000": [],
+        "/status": IDLE,
     }
 
 
@@ -72,6 +73,28 @@ class TestList:
 
 
 class TestShow:
+    def test_tells_what_the_open_run_waits_for(
+        self, api: Api, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        show(api)
+        api.answers["/status"] = STATUS
+        assert main(["run", "show", "3"]) == 0
+        at = moment(1e9).split()[1]
+        assert capsys.readouterr().out.splitlines()[2:4] == [
+            f"waiting for 1 of 8: pi-03, 71 % uploaded, until {at}",
+            "then the round closes with what has come: 4 are enough",
+        ]
+        main(["run", "show", "3", "--json"])
+        assert json.loads(capsys.readouterr().out)["wait"] == WAIT
+
+    def test_another_run_s_wait_is_not_told(
+        self, api: Api, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        show(api)
+        api.answers["/status"] = STATUS | {"run_id": 4}
+        main(["run", "show", "3"])
+        assert "waiting" not in capsys.readouterr().out
+
     def test_tells_state_best_and_the_last_rounds(
         self, api: Api, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -148,7 +171,9 @@ class TestShow:
         show(api)
         main(["run", "show", "3", "--json", "--ledger"])
         shown = json.loads(capsys.readouterr().out)
-        assert set(shown) == {"run", "rounds", "evaluations", "reports", "refusals", "ledger"}
+        assert set(shown) == {
+            *("run", "rounds", "evaluations", "reports", "refusals", "wait", "ledger")
+        }
         main(["run", "show", "3", "--json"])
         assert "ledger" not in json.loads(capsys.readouterr().out)
 

@@ -131,8 +131,8 @@ def test_who_is_waited_for_is_said_with_who_is_left_out(tmp_path: Path) -> None:
             polls = [device.polling() for device in devices]
             await host.until(lambda: len(host.driver.machine.present) == 5)
             assert host.driver.machine.phase is Phase.GATHERING
-            assert host.coordinator.snapshot().waiting_for == (
-                "clients: 5 of 6 are ready; left out for refused updates: f"
+            assert host.coordinator.snapshot().wait.text == (
+                "1 more client (5 of 6 are here); left out for refused updates: f"
             )
             for poll in polls:
                 poll.cancel()

@@ -44,8 +44,16 @@ export function drawClients() {
 
 function presence(client) {
   const reason = client.presence === "left" && client.left_reason ? `: ${client.left_reason}` : "";
-  const steps = client.presence === "working" ? client.live.steps_done : 0;
-  return { text: client.presence + reason, class: `state ${client.presence}`, note: steps ? `step ${steps}` : "" };
+  return { text: client.presence + reason, class: `state ${client.presence}`, note: doing(client) };
+}
+
+const GOING = { fetching: "downloaded", uploading: "uploaded" };
+
+/** How far it is with its task, as far as the server has seen; also of one that has fallen silent. */
+function doing({ presence, live }) {
+  if (!["working", "suspect"].includes(presence) || live.task_id === null) return "";
+  if (GOING[live.activity]) return live.share === null ? live.activity : `${Math.round(live.share * 100)} % ${GOING[live.activity]}`;
+  return live.steps_done ? `step ${live.steps_done}` : "";
 }
 
 /** Steps, prune ratio, seconds and peak memory. */

@@ -38,7 +38,7 @@ const PHASES = {
   aggregating: "folding the updates",
   evaluating: "devices are evaluating",
   folding: "averaging the evaluations",
-  resting: "waiting for devices that can train",
+  resting: "resting",
   judging: "catching up",
   closing: "finishing",
 };
@@ -55,15 +55,22 @@ function drawRun(shown) {
   let phase = shown.reason;
   if (shown.state === "queued") phase = "waits for its turn";
   if (open) {
-    const waiting = known.status.waiting_for;
-    phase = (PHASES[known.status.phase] ?? "") + (waiting && `; waiting for ${waiting}`);
+    phase = PHASES[known.status.phase] ?? "";
   }
   setText("run-phase", phase && `· ${phase}`);
+  drawWait(open ? known.status.wait : { text: "" });
   byId("run-progress").max = spec.stop.rounds;
   byId("run-progress").value = shown.round_number;
   byId("run-model").hidden = shown.ended_at === null || shown.round_number === 0;
   byId("run-model").href = `api/runs/${known.runId}/model`;
   drawFacts(shown);
+}
+
+/** What the run waits for: who is missing, what each is doing, until when, and what comes then. */
+function drawWait({ text, until, then }) {
+  byId("run-wait").hidden = !text;
+  setText("run-wait-for", text && `Waiting for ${text}${until === null ? "" : `, until ${clock(until)}`}`);
+  setText("run-wait-then", then ?? "");
 }
 
 function drawFacts(shown) {
