@@ -21,10 +21,11 @@ from benchmarks.pace_clock import round_seconds, spread, total_seconds
 from benchmarks.pace_report import reports_of
 from benchmarks.pace_start import MODEL, pruned_start
 from coppice.app import App, build_model, make_app
+from coppice.cohort import CohortSpec
 from coppice.cost_learning import LearnedCost
 from coppice.data import Examples, Raw, examples_from
 from coppice.device_cost import DeviceCost
-from coppice.domain import ClientId, CohortSpec, MethodSpec, RunSpec, StopSpec
+from coppice.domain import ClientId, MethodSpec, RunSpec, StopSpec
 from coppice.model_file import load_weights
 from coppice.simulation import Simulation
 from coppice.table import table

@@ -9,16 +9,9 @@ from typing import Any
 from benchmarks.fashion_data import DATA, examples_of
 from benchmarks.published import round_time
 from coppice.app import make_app
+from coppice.cohort import CohortSpec
 from coppice.data import Raw
-from coppice.domain import (
-    ClientId,
-    CohortSpec,
-    MethodSpec,
-    ModelSpec,
-    RunSpec,
-    StopSpec,
-    Workload,
-)
+from coppice.domain import ClientId, MethodSpec, ModelSpec, RunSpec, StopSpec, Workload
 from coppice.masks import prunable_names
 from coppice.model_file import ModelInfo, save_model
 from coppice.simulation import Simulation

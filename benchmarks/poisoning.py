@@ -16,8 +16,9 @@ from benchmarks.fashion_data import DATA, add_data_argument, deal_out, examples_
 from benchmarks.hostile_client import spoiled
 from benchmarks.processes import RunningServer, all_started, server
 from coppice.app import make_app
+from coppice.cohort import CohortSpec
 from coppice.data import Raw, examples_from
-from coppice.domain import CohortSpec, MethodSpec, ModelSpec, RunSpec, StopSpec
+from coppice.domain import MethodSpec, ModelSpec, RunSpec, StopSpec
 from coppice.method import ClientHalf, Local, Task, Update, client_half
 from coppice.protection import Aggregate, ProtectionSpec
 from coppice.simulation import Simulation

@@ -25,17 +25,9 @@ from benchmarks.fashion_data import (
 from benchmarks.prunefl_report import draw, report
 from benchmarks.published import LOCAL_STEPS, round_time
 from coppice.app import App, build_model, make_app
+from coppice.cohort import CohortSpec
 from coppice.data import Examples, examples_from
-from coppice.domain import (
-    ClientId,
-    CohortSpec,
-    MethodSpec,
-    Metrics,
-    ModelSpec,
-    RunSpec,
-    StopSpec,
-    Workload,
-)
+from coppice.domain import ClientId, MethodSpec, Metrics, ModelSpec, RunSpec, StopSpec, Workload
 from coppice.masks import prunable_names
 from coppice.methods.prunefl.server import State
 from coppice.model_file import ModelInfo, load_weights, save_model

@@ -24,8 +24,9 @@ from benchmarks.fashion_data import (
 )
 from benchmarks.published import round_time
 from coppice.app import App, build_model, make_app
+from coppice.cohort import CohortSpec
 from coppice.data import Examples, examples_from
-from coppice.domain import ClientId, CohortSpec, MethodSpec, ModelSpec, RunSpec, StopSpec, Workload
+from coppice.domain import ClientId, MethodSpec, ModelSpec, RunSpec, StopSpec, Workload
 from coppice.masks import density, prunable_names
 from coppice.model_file import ModelInfo, save_model
 from coppice.simulation import Simulation

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NewType
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 
+from coppice.cohort import CohortSpec
 from coppice.protection import ProtectionSpec
 from coppice.section import Section
 
@@ -276,42 +277,6 @@ class Workload(Section):
 
 
 # ---- what only the server must know of a run ---------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class CohortSpec(Section):
-    """Who takes part in a round and how long the round waits."""
-
-    #: Clients whose updates one round folds.
-    size: Annotated[int, Ge(1), Le(100_000)]
-    #: Updates that are enough when the deadline passes; by default half of `size`, rounded up.
-    quorum: Annotated[int, Ge(1)] | None = None
-    #: Clients planned for each that is needed; 1.2 plans 12 for 10 and closes with the first 10.
-    over_selection: Annotated[float, Ge(1), Le(10)] = 1.0
-    #: Only clients with these labels take part.
-    labels: Mapping[str, str] = field(default_factory=dict)
-    #: From the offer of the tasks to the close of the round.
-    deadline_seconds: Annotated[float, Gt(0), Le(604_800)] = 600.0
-    #: How long a round waits for the clients it would rather have before it takes those it has.
-    gather_seconds: Annotated[float, Gt(0), Le(86_400)] = 30.0
-    #: A client that has been silent for so long is not waited for.
-    lost_after_seconds: Annotated[float, Ge(10), Le(86_400)] = 60.0
-
-    def __post_init__(self) -> None:
-        if self.quorum is not None and self.quorum > self.size:
-            raise ValueError(
-                f"cohort.quorum is {self.quorum}; allowed is at most cohort.size ({self.size})"
-            )
-
-    @property
-    def needed(self) -> int:
-        """Updates without which a round fails."""
-        return self.quorum if self.quorum is not None else (self.size + 1) // 2
-
-    @property
-    def planned(self) -> int:
-        """Clients that a round gives a task, over-selection included."""
-        return int(self.size * self.over_selection + 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)

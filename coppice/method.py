@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from coppice.app import App
+from coppice.cohort import CohortSpec
 from coppice.data import Examples
 from coppice.device_cost import DeviceCost
 from coppice.domain import (
     Capability,
     ClientId,
-    CohortSpec,
     MethodSpec,
     Metrics,
     Participant,

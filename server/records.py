@@ -108,6 +108,40 @@ class ClientRecord:
 
 
 @dataclass(frozen=True)
+class Work:
+    """How much a task asks of a client."""
+
+    #: To fetch.
+    down_bytes: int = 0
+    #: Local steps, at most; None where that is not known, or there are none.
+    steps: int | None = None
+    #: To send, at most.
+    up_bytes: int = 0
+
+    def times(self, other: Work) -> float:
+        """How many times as long as the other this may take; 1 at least.
+
+        A step takes as long as there are weights, and so do the bytes to fetch.
+        """
+        steps = _times(self.steps, other.steps) * _times(self.down_bytes, other.down_bytes)
+        return max(steps, _times(self.up_bytes, other.up_bytes))
+
+
+def _times(count: int | None, other: int | None) -> float:
+    return max(1.0, count / other) if count and other else 1.0
+
+
+@dataclass(frozen=True)
+class TimedTask:
+    """How long an answered task took, from its offer to its answer."""
+
+    kind: TaskKind
+    client_id: ClientId
+    seconds: float
+    work: Work
+
+
+@dataclass(frozen=True)
 class NewTask:
     """A task as the plan made it, before the store gave it a number."""
 
@@ -121,6 +155,8 @@ class NewTask:
     #: Examples and local steps that its update may claim; None where nothing is known of them.
     most_examples: int | None = None
     most_steps: int | None = None
+    #: Of no use once the deadline is known, so the store does not keep it.
+    work: Work = Work()
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,9 @@ class TasksCommitted:
 
     round_number: int
     clients: tuple[ClientId, ...]
+    #: What they have for it, as is stored with the tasks (`server.deadlines`); None: the longest
+    #: that the run allows.
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,8 @@ class RoundMachine:
                 return self._plan_if_gathered()
             case ClientGone(client_id):
                 return self._lose(client_id)
-            case TasksCommitted(round_number, clients) if self._is(Phase.PLANNING, round_number):
-                return self._await(clients)
+            case TasksCommitted(round_number) if self._is(Phase.PLANNING, round_number):
+                return self._await(event.clients, event.seconds)
             case UpdateStored(round_number, client_id) if self._is(self._answering, round_number):
                 return self._report(client_id)
             case TaskDropped(round_number, client_id) if round_number == self.round_number:
@@ -214,7 +214,7 @@ class RoundMachine:
         self.phase = Phase.PLANNING
         return [PlanTasks(self.round_number, kind, tuple(cohort))]
 
-    def _await(self, clients: tuple[ClientId, ...]) -> list[Instruction]:
+    def _await(self, clients: tuple[ClientId, ...], seconds: float | None) -> list[Instruction]:
         self.awaited, self.reported = set(clients), []
         self.planned, self.declined, self.refused = len(clients), 0, 0
         self.present -= self.awaited
@@ -223,8 +223,9 @@ class RoundMachine:
             return self._next_round()
         if not clients:
             return self._rest("nobody was given a task")
+        longest = self.spec.cohort.deadline_seconds
         return [
-            SetDeadline(self.round_number, self.phase, self.spec.cohort.deadline_seconds),
+            SetDeadline(self.round_number, self.phase, longest if seconds is None else seconds),
             *self._close_if_complete(),
         ]
 

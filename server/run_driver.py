@@ -13,6 +13,8 @@ from coppice.aggregation import MeanMetrics
 from coppice.domain import BlobRef, ClientId, Participant, TaskKind
 from server.answers import OpenTerms
 from server.bell import Bell
+from server.deadlines import KEPT, Deadlines
+from server.export import export_models
 from server.judge import Judge, shown
 from server.records import (
     LiveClient,
@@ -84,6 +86,9 @@ class RunDriver:
         self._kept = kept
         self._work = RunWork(record.spec, resources.blobs)
         self._state_blob = record.state_blob
+        self._deadlines = Deadlines(record.spec.cohort)
+        #: When the open tasks were.
+        self._planned_at = 0.0
         #: Bytes that devices fetched for the open tasks and the store does not know of.
         self._sent_bytes = 0
         self._swept_at = time.monotonic()
@@ -167,6 +172,8 @@ class RunDriver:
         try:
             await self._load_state()
             await self._verdicts.load()
+            timed = partial(self._store.timed_tasks, self.run_id, KEPT)
+            self._deadlines.load(await self._resources.threads.store(timed))
             instructions, self.tasks = await self._resources.threads.store(
                 partial(resume, self.machine, self.record, self._store, time.time())
             )
@@ -251,20 +258,20 @@ class RunDriver:
         new = await self._resources.threads.compute(
             partial(self._work.plan, plan.kind, cohort, plan.round_number)
         )
+        works = {task.client_id: task.work for task in new}
+        seconds = self._deadlines.planned(plan.kind, works)
+        self._planned_at = time.time()
+        text = f"round {plan.round_number}: {len(new)} to {plan.kind} within {seconds:.0f} s"
         tasks = await self._write(
             self._store.commit_tasks,
             plan.round_number,
             self._known_state.digest,
-            time.time() + self.spec.cohort.deadline_seconds,
+            self._planned_at + seconds,
             new,
-            events=[
-                self._event(
-                    "tasks_committed", f"round {plan.round_number}: {len(new)} to {plan.kind}"
-                )
-            ],
+            events=[self._event("tasks_committed", text)],
         )
         self.tasks = {task.client_id: task for task in tasks}
-        self._events.put_nowait(TasksCommitted(plan.round_number, tuple(self.tasks)))
+        self._events.put_nowait(TasksCommitted(plan.round_number, tuple(self.tasks), seconds))
         self._bell.ring()
         # The clients are at work now: the time to tidy up.
         await self._sweep()
@@ -318,23 +325,10 @@ class RunDriver:
         # The model that is saved now is the best one for ever.
         self._judge.cancel()
         if self.machine.committed:
-            await self._export()
+            best, newest = self._judge.best, self._known_state
+            await export_models(self._resources, self._work, self.record, best, newest)
         event = self._event("run_ended", f"run {self.spec.name} {state}: {reason}")
         await self._write(self._store.end_run, state, reason, events=[event])
-
-    async def _export(self) -> None:
-        """Save the best round's models, or the last one's, where people find them."""
-        read, run_id = self._resources.threads.store, self.run_id
-        record = await read(partial(self._store.run, run_id))
-        round_number, _, state = self._judge.best or (record.round_number, None, self._known_state)
-        evaluations = {
-            item.where: item
-            for item in await read(partial(self._store.evaluations, run_id))
-            if item.round_number == round_number
-        }
-        path = partial(self._resources.model_path, self.run_id, self.spec.name)
-        export = partial(self._work.export, state, path, round_number, evaluations)
-        await self._resources.threads.compute(export)
 
     # ---- small things ----
 
@@ -347,6 +341,8 @@ class RunDriver:
             self._store.close_tasks, round_number, kind, sent_bytes, events=list(events)
         )
         self.tasks.clear()
+        took = {record.client_id: record.received_at - record.offered_at for record in answers}
+        self._deadlines.closed(took, time.time() - self._planned_at)
         return answers
 
     def _answered(self, task: TaskRecord) -> bool:

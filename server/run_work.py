@@ -17,8 +17,9 @@ from coppice.method import InitContext, Task, Update, server_half
 from coppice.model_file import ModelInfo, load_weights, save_model
 from coppice.wire import payload as wire
 from coppice.wire.exchange import Known, TaskEncoder, known_masks
+from coppice.wire.header import largest_size_bytes
 from server.blobs import Blobs
-from server.records import EvaluationRecord, NewTask, UpdateRecord
+from server.records import EvaluationRecord, NewTask, UpdateRecord, Work
 
 
 class RunWork:
@@ -90,17 +91,24 @@ class RunWork:
             if sent.masks is not None:
                 masks = self._store(sent.masks, sent.masks, stored)
                 self._known[masks] = sent.known
-            most = self._most(task, num_examples[client_id])
+            # What the method says is of tasks to train.
+            trains = task.kind is TaskKind.TRAIN
+            steps = self._half.most_steps(task, num_examples[client_id]) if trains else None
+            checked = trains and self._spec.protection.firewall
             new.append(
-                NewTask(client_id, task.kind, payload, masks, task.settings, task.expects, *most)
+                NewTask(
+                    client_id,
+                    task.kind,
+                    payload,
+                    masks,
+                    task.settings,
+                    task.expects,
+                    most_examples=num_examples[client_id] if checked else None,
+                    most_steps=steps if checked else None,
+                    work=_work(payload, masks, steps, task),
+                )
             )
         return new
-
-    def _most(self, task: Task, num_examples: int) -> tuple[int | None, int | None]:
-        """Examples and steps that an update may claim."""
-        if task.kind is not TaskKind.TRAIN or not self._spec.protection.firewall:
-            return None, None
-        return num_examples, self._half.most_steps(task, num_examples)
 
     def aggregate(
         self, answers: Sequence[UpdateRecord], round_number: int, devices: int = 0
@@ -194,3 +202,8 @@ class RunWork:
         if id(source) not in stored:
             stored[id(source)] = self._blobs.put(data)
         return stored[id(source)]
+
+
+def _work(payload: BlobRef, masks: BlobRef | None, steps: int | None, task: Task) -> Work:
+    down_bytes = payload.size_bytes + (masks.size_bytes if masks is not None else 0)
+    return Work(down_bytes, steps, largest_size_bytes(task.expects))

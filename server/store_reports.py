@@ -8,11 +8,12 @@ from typing import Any
 from sqlalchemy import bindparam, func, insert, select, update
 
 from coppice.domain import ClientId, RoundReport, TaskKind
+from coppice.wire.header import largest_size_bytes
 from server import tables
-from server.records import NewEvent, ReportRecord
-from server.store_rows import report_of
+from server.records import NewEvent, ReportRecord, TimedTask
+from server.store_rows import report_of, timed_of
 from server.store_tasks import StoreTasks
-from server.tables import reports
+from server.tables import payload_specs, reports, tasks, updates
 
 _ANSWERED = (
     select(tables.updates.c.task_id)
@@ -71,6 +72,29 @@ class StoreReports(StoreTasks):
                 connection.execute(_UPDATE, values)
             self._append(connection, events, now)
         return ReportRecord(int(report_id), run_id, client_id, report, now)
+
+    def timed_tasks(self, run_id: int, most: int) -> list[TimedTask]:
+        """How long the last answered tasks of each client took, so many of each kind, in order."""
+        place = func.row_number().over(
+            partition_by=(tasks.c.client_id, tasks.c.kind), order_by=tasks.c.task_id.desc()
+        )
+        numbered = (
+            select(tasks, updates.c.received_at, updates.c.steps, place.label("place"))
+            .join(updates)
+            .where(tasks.c.run_id == run_id)
+            .subquery()
+        )
+        newest = select(numbered).where(numbered.c.place <= most).order_by(numbered.c.task_id)
+        specs = select(payload_specs).where(
+            payload_specs.c.spec_digest.in_(
+                select(tasks.c.spec_digest).where(tasks.c.run_id == run_id)
+            )
+        )
+        with self._database.read() as connection:
+            up_bytes = {
+                row.spec_digest: largest_size_bytes(row.spec) for row in connection.execute(specs)
+            }
+            return [timed_of(row, up_bytes) for row in connection.execute(newest)]
 
     def reports(
         self, run_id: int, after: int = 0, limit: int = 1000, *, newest: bool = False

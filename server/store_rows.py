@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Table, and_, bindparam
@@ -18,7 +19,9 @@ from server.records import (
     RunRecord,
     RunState,
     TaskRecord,
+    TimedTask,
     UpdateRecord,
+    Work,
 )
 
 
@@ -152,6 +155,18 @@ def report_of(row: Row[Any]) -> ReportRecord:
         report=row.report,
         received_at=row.received_at,
     )
+
+
+def timed_of(row: Row[Any], up_bytes: Mapping[str, int]) -> TimedTask:
+    """A row of `tasks` with its answer; `up_bytes` is by the digest of its spec."""
+    steps = row.steps if row.most_steps is None else row.most_steps
+    work = Work(
+        down_bytes=row.payload_size_bytes + (row.masks_size_bytes or 0),
+        steps=steps if row.kind == TaskKind.TRAIN else None,
+        up_bytes=up_bytes[row.spec_digest],
+    )
+    seconds = row.received_at - row.offered_at
+    return TimedTask(TaskKind(row.kind), ClientId(row.client_id), seconds, work)
 
 
 def ledger_row_of(row: Row[Any]) -> LedgerRow:

@@ -17,6 +17,7 @@ import edge_client.cli
 import server.cli
 from coppice import domain, errors
 from coppice.budget import RoundTime
+from coppice.cohort import CohortSpec
 from coppice.local_training import LocalTraining
 from coppice.method import method_names, settings_type
 from coppice.protection import ProtectionSpec
@@ -81,7 +82,7 @@ RUN_FILE = {
     "The run file": domain.RunSpec,
     "[model]": domain.ModelSpec,
     "[data]": domain.DataSpec,
-    "[cohort]": domain.CohortSpec,
+    "[cohort]": CohortSpec,
     "[evaluation]": domain.EvaluationSpec,
     "[stop]": domain.StopSpec,
     "[protection]": ProtectionSpec,

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coppice.cohort import CohortSpec
 from coppice.domain import (
     AppSpec,
     ClientId,
-    CohortSpec,
     DataSpec,
     EvaluationSpec,
     MethodSpec,

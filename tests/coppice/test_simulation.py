@@ -13,11 +13,11 @@ from torch import Tensor
 
 from coppice import tree
 from coppice.app import build_model
+from coppice.cohort import CohortSpec
 from coppice.data import Examples, split
 from coppice.domain import (
     AppSpec,
     ClientId,
-    CohortSpec,
     EvaluationSpec,
     MethodSpec,
     RunSpec,

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from coppice import simulation, tree
+from coppice.cohort import CohortSpec
 from coppice.data import Examples
 from coppice.domain import (
     AppSpec,
     ClientId,
-    CohortSpec,
     EvaluationSpec,
     MethodSpec,
     Metrics,

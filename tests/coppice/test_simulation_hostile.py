@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from coppice import simulation, tree
-from coppice.domain import AppSpec, ClientId, CohortSpec, MethodSpec, RunSpec, StopSpec
+from coppice.cohort import CohortSpec
+from coppice.domain import AppSpec, ClientId, MethodSpec, RunSpec, StopSpec
 from coppice.method import ClientHalf, Local, Task, Update, client_half
 from coppice.protection import Aggregate, ProtectionSpec
 from coppice.simulation import Simulation

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from coppice.app import build_model, make_app
+from coppice.cohort import CohortSpec
 from coppice.domain import (
     Capability,
     ClientId,
-    CohortSpec,
     DataSpec,
     EvaluationSpec,
     MethodSpec,

@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import pytest
 
+from coppice.cohort import CohortSpec
 from coppice.domain import (
     AppSpec,
     BlobRef,
     Capability,
     ClientId,
-    CohortSpec,
     EvaluationSpec,
     MethodSpec,
     RunSpec,

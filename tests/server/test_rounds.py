@@ -201,6 +201,11 @@ class TestDeadlines:
         tell(machine, DeadlinePassed(1, Phase.REPORTING))
         assert machine.handle(RoundOpened(2, False)) == [SetDeadline(2, Phase.GATHERING, 2.0)]
 
+    def test_deadline_of_the_plan_is_set(self) -> None:
+        machine = gathering(SPEC, A, B)
+        told = machine.handle(TasksCommitted(1, (A, B), 120.0))
+        assert told == [SetDeadline(1, Phase.REPORTING, 120.0)]
+
 
 class TestGone:
     def test_in_gathering_the_next_best_client_takes_its_place(self) -> None:

@@ -141,6 +141,46 @@ def test_client_that_comes_back_while_the_run_is_loaded_loses_nothing(
     play(tmp_path, before, after)
 
 
+def test_deadlines_follow_what_was_measured_and_survive_a_restart(tmp_path: Path) -> None:
+    devices = Returning()
+
+    async def seconds_of(host: Host, number: int) -> float:
+        event = await host.event("tasks_committed", round_number=number)
+        return float(event.text.split()[-2])
+
+    async def one_round(a: Device, b: Device) -> None:
+        tasks = await asyncio.gather(a.task(), b.task())
+        await asyncio.gather(a.push(tasks[0]), b.push(tasks[1]))
+
+    async def before(host: Host) -> None:
+        a, b = await devices.begin(host, rounds=4, deadline_shortest_seconds=200.0)
+        await asyncio.gather(a.push(devices.tasks["a"]), b.push(devices.tasks["b"]))
+        # Nothing was known of anybody in the first round.
+        assert await seconds_of(host, 1) == 600
+        await one_round(a, b)
+        assert await seconds_of(host, 2) == 200
+        await asyncio.gather(a.task(), b.task())
+        await a.close()
+        await b.close()
+
+    async def after(host: Host) -> None:
+        await host.event("run_resumed")
+        await host.until(lambda: host.driver.machine.phase is Phase.REPORTING)
+        (task, _) = host.store.tasks(1, 3)
+        until = host.coordinator.snapshot().wait.until
+        assert until is not None
+        assert until == pytest.approx(task.deadline_at, abs=5)
+        a, b = await devices.come_back(host)
+        await one_round(a, b)
+        await asyncio.gather(a.task(), b.task())
+        # What the store knows of the rounds before is enough.
+        assert await seconds_of(host, 4) == 200
+        await a.close()
+        await b.close()
+
+    play(tmp_path, before, after)
+
+
 def test_client_that_does_not_come_back_is_not_waited_for_until_the_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from coppice.domain import (
-    CohortSpec,
-    DataSpec,
-    EvaluationSpec,
-    MethodSpec,
-    ModelSpec,
-    RunSpec,
-    StopSpec,
-)
+from coppice.cohort import CohortSpec
+from coppice.domain import DataSpec, EvaluationSpec, MethodSpec, ModelSpec, RunSpec, StopSpec
 from server.run_commands import EXAMPLE
 from server.run_file import RunFile, parse_run_file
 from tests.server.run_file_samples import APP_TEXT, TEXT, changed, mistakes

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from coppice.domain import CohortSpec, DataSpec, EvaluationSpec, ModelSpec, StopSpec, WireSpec
+from coppice.cohort import CohortSpec
+from coppice.domain import DataSpec, EvaluationSpec, ModelSpec, StopSpec, WireSpec
 from coppice.method import method_names
 from coppice.methods.fedavg.settings import Settings
 from coppice.protection import ProtectionSpec

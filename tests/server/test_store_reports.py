@@ -123,3 +123,26 @@ def test_the_last_report_of_each_client_is_found(store: Store) -> None:
     store.store_report(second, ONE, REPORT, NOON)
     found = {record.client_id: record.run_id for record in store.newest_reports()}
     assert found == {ONE: second, TWO: first}
+
+
+def test_last_tasks_of_each_client_are_told_with_what_they_took(store: Store) -> None:
+    run_id = start(store)
+    for number in (1, 2, 3):
+        if number > 1:
+            store.open_round(run_id, number, NOON)
+        one, two = plan(store, run_id, ONE, TWO, round_number=number)
+        # Offered three seconds after noon.
+        store.store_update(one.task_id, blob("u"), 1, 5, {}, NOON + 3 + 10 * number)
+        if number == 1:
+            store.store_update(two.task_id, blob("u"), 1, 7, {}, NOON + 4)
+        store.commit_round(run_id, number, blob("1"), {}, [], NOON)
+    timed = store.timed_tasks(run_id, 2)
+    assert [(item.client_id, item.seconds) for item in timed] == [
+        (TWO, 1.0),
+        (ONE, 20.0),
+        (ONE, 30.0),
+    ]
+    assert {item.kind for item in timed} == {TaskKind.TRAIN}
+    assert [item.work.steps for item in timed] == [7, 5, 5]
+    assert all(item.work.down_bytes > 0 and item.work.up_bytes > 0 for item in timed)
+    assert store.timed_tasks(run_id + 1, 2) == []

@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from coppice.cohort import CohortSpec
 from coppice.device_cost import DeviceCost
-from coppice.domain import ClientId, CohortSpec, Metrics, Participant
+from coppice.domain import ClientId, Metrics, Participant
 from coppice.masks import density, remask, sparse_weights
 from coppice.method import Task, Update
 from coppice.methods.prunefl.belief import believed

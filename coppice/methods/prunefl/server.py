@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from coppice.budget import RoundTime
-from coppice.domain import ClientId, CohortSpec, Metrics, Participant
+from coppice.cohort import CohortSpec
+from coppice.domain import ClientId, Metrics, Participant
 from coppice.errors import RunFileError
 from coppice.masks import density, full_masks, masked, prunable_names, remask, sparse_weights
 from coppice.method import InitContext, ServerHalf, Task, Update

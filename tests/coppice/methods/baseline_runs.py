@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coppice.cohort import CohortSpec
 from coppice.domain import (
     AppSpec,
     Capability,
     ClientId,
-    CohortSpec,
     MethodSpec,
     Participant,
     RunSpec,

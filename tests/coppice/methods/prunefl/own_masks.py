@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from coppice.app import build_model
+from coppice.cohort import CohortSpec
 from coppice.device_cost import DeviceCost
-from coppice.domain import ClientId, CohortSpec, Participant
+from coppice.domain import ClientId, Participant
 from coppice.method import InitContext, Local, Task, Update
 from coppice.methods.prunefl.client import Client
 from coppice.methods.prunefl.server import Server, State

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from coppice.cohort import CohortSpec
 from coppice.device_cost import DeviceCost
-from coppice.domain import CohortSpec
 from coppice.methods.prunefl.device_scope import FleetRound
 from tests.coppice.methods.prunefl.own_masks import Run, cost, kept
 from tests.coppice.methods.prunefl.small import FIRST, SECOND
