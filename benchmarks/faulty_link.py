@@ -1,4 +1,4 @@
-"""A link that breaks when it is told to: a TCP proxy on loopback, exact to the byte."""
+"""A link that is slow or breaks when it is told to: a TCP proxy on loopback, exact to the byte."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -14,6 +15,10 @@ from enum import StrEnum
 from typing import Self
 
 _PIECE_BYTES = 16 * 2**10
+#: What a slow link carries at once takes so long …
+_SLOW_PIECE_SECONDS = 0.05
+#: … and hardly more is on its way: the sender waits for it.
+_SLOW_BUFFER_BYTES = 8 * 2**10
 _CONNECT_SECONDS = 10.0
 _END_SECONDS = 10.0
 #: A socket that is closed with this sends a reset, as a router does that lost the connection.
@@ -55,8 +60,10 @@ def random_cuts(seed: int, count: int, within_bytes: int) -> list[Fault]:
 class FaultyLink:
     """Passes on what comes, from `address` to the target, with the faults in their order."""
 
-    def __init__(self, target: str, faults: Iterable[Fault] = ()) -> None:
-        """`target` is HOST:PORT."""
+    def __init__(
+        self, target: str, faults: Iterable[Fault] = (), bytes_per_second: float | None = None
+    ) -> None:
+        """`target` is HOST:PORT; `bytes_per_second` is what all connections share each way."""
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self._changed = threading.Condition()
@@ -69,7 +76,11 @@ class FaultyLink:
         #: Bytes that went each way, and faults that have happened.
         self.passed_bytes = dict.fromkeys(Way, 0)
         self.happened: list[Fault] = []
+        self._rate = bytes_per_second
+        #: Until when each way is busy.
+        self._busy = dict.fromkeys(Way, 0.0)
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._slow_down(self._listener)
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._start(self._accept)
 
@@ -120,7 +131,7 @@ class FaultyLink:
             except OSError:
                 return
             try:
-                server = socket.create_connection(self._target, _CONNECT_SECONDS)
+                server = self._connected()
             except OSError:
                 # There is no server at present, so there is none here.
                 _close_at_once(device)
@@ -134,9 +145,29 @@ class FaultyLink:
             self._start(self._pump, server, device, Way.DOWN)
         self._reset()
 
+    def _connected(self) -> socket.socket:
+        server = socket.socket()
+        try:
+            self._slow_down(server)
+            server.settimeout(_CONNECT_SECONDS)
+            server.connect(self._target)
+        except OSError:
+            server.close()
+            raise
+        return server
+
+    def _slow_down(self, end: socket.socket) -> None:
+        # Before it is connected: the window that the other side learns of follows from this.
+        if self._rate is not None:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BUFFER_BYTES)
+
     def _pump(self, source: socket.socket, sink: socket.socket, way: Way) -> None:
         try:
-            while data := source.recv(_PIECE_BYTES):
+            most = _PIECE_BYTES
+            if self._rate is not None:
+                most = max(1, min(most, int(self._rate * _SLOW_PIECE_SECONDS)))
+            while data := source.recv(most):
+                self._carry(way, len(data))
                 while data:
                     room, fault = self._room(way, len(data))
                     sink.sendall(data[:room])
@@ -149,6 +180,15 @@ class FaultyLink:
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def _carry(self, way: Way, size_bytes: int) -> None:
+        """Take as long as the link does for so many bytes."""
+        if self._rate is None:
+            return
+        with self._changed:
+            end = max(self._busy[way], time.monotonic()) + size_bytes / self._rate
+            self._busy[way] = end
+            self._changed.wait_for(lambda: self._is_closed, end - time.monotonic())
 
     def _room(self, way: Way, size_bytes: int) -> tuple[int, Kind | None]:
         """How many bytes go before the next fault, and what that does if it comes then."""

@@ -23,34 +23,27 @@ from coppice.errors import (
     TransferBroken,
 )
 from coppice.wire import coordination_pb2 as pb
-from coppice.wire.chunks import (
-    MAX_CHUNK_BYTES,
-    MAX_MESSAGE_BYTES,
-    MIN_CHUNK_BYTES,
-    STREAM_OPTIONS,
-    Assembler,
-    blob_ref,
-)
+from coppice.wire.chunk_size import ChunkSize
+from coppice.wire.chunks import MAX_MESSAGE_BYTES, STREAM_OPTIONS, Assembler, blob_ref
 from coppice.wire.coordination_pb2_grpc import CoordinationStub
 from coppice.wire.status import CLIENT_KEY, error_from
+from edge_client.progress import STALLED_SECONDS, Progress
 from edge_client.stop import Stop
 
 CALL_SECONDS = 10.0
 #: The server holds a poll for 20 s at most; the rest is for a slow link.
 POLL_SECONDS = 35.0
 LEAVE_SECONDS = 3.0
-#: A transfer may take this long, and a second more for each so many bytes.
-TRANSFER_SECONDS = 60.0
-SLOWEST_BYTES_PER_SECOND = 8 * 2**10
-#: What a chunk should take: short enough to show that bytes arrive, long enough to be worth it.
-CHUNK_SECONDS = 0.25
+#: A heartbeat is not waited for longer: its answer queues behind what is being fetched, and the
+#: next one is a sign of life too.
+BEAT_SECONDS = 5.0
+#: A transfer may take this long, and a second more for each so many bytes, as long as bytes move.
+TRANSFER_SECONDS = 300.0
+SLOWEST_BYTES_PER_SECOND = 512
 MAX_REASON_LENGTH = 500
 
 OPTIONS = (
     *STREAM_OPTIONS,
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -94,19 +87,6 @@ class Answer(Protocol):
     def metrics(self) -> Mapping[str, float]: ...  # noqa: D102
 
 
-class ChunkSize:
-    """How many bytes to put into a chunk, learned from how long chunks take."""
-
-    def __init__(self) -> None:
-        self.size_bytes = MAX_CHUNK_BYTES
-
-    def took(self, size_bytes: int, seconds: float) -> None:
-        """So many bytes took so long: aim at CHUNK_SECONDS, at most doubling or halving."""
-        fitting = size_bytes * CHUNK_SECONDS / seconds if seconds > 0 else math.inf
-        bounded = min(max(fitting, self.size_bytes / 2), self.size_bytes * 2)
-        self.size_bytes = int(min(max(bounded, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES))
-
-
 class Connection:
     """One device's calls to one server. The heartbeat may come from a second thread."""
 
@@ -130,6 +110,8 @@ class Connection:
         self._metadata = ((CLIENT_KEY, client_id),) if credentials is None else ()
         self._stop = stop if stop is not None else Stop()
         self._down, self._up = ChunkSize(), ChunkSize()
+        #: Of the transfer that is under way.
+        self.progress = Progress()
         # A call is never started on a channel that another thread is closing.
         self._opening = threading.Lock()
         self._channel: grpc.Channel | None = None
@@ -151,7 +133,7 @@ class Connection:
             if self._stub is None:
                 return None
             call = self._stub.Heartbeat.future(
-                request, timeout=CALL_SECONDS, metadata=self._metadata
+                request, timeout=BEAT_SECONDS, metadata=self._metadata
             )
         with self._errors_rebuilt():
             reply: pb.HeartbeatReply = call.result()
@@ -191,10 +173,11 @@ class Connection:
         seconds = transfer_seconds(ref.size_bytes - offset)
         call = self._start("FetchBlob", request, seconds, streams=True)
         try:
-            with self._stop.cancels(call), self._errors_rebuilt():
+            with self._transferring(call, self._down):
                 for chunk in call:
                     assembler.add(chunk.data)
                     self.bytes_down += len(chunk.data)
+                    self.progress.moved()
         finally:
             call.cancel()
         self._down.took(ref.size_bytes - offset, time.monotonic() - started)
@@ -234,7 +217,8 @@ class Connection:
         )
         parts = self._parts(header, data)
         call = self._start("PushUpdate", parts, transfer_seconds(len(data) - offset))
-        receipt: pb.Receipt = self._finished(call)
+        with self._transferring(call, self._up):
+            receipt: pb.Receipt = call.result()
         return receipt
 
     def close(self) -> None:
@@ -253,7 +237,8 @@ class Connection:
             began = time.monotonic()
             # gRPC asks for the next part when it has room for it.
             yield pb.PushChunk(data=part)
-            self._up.took(len(part), time.monotonic() - began)
+            self._up.sent(len(part), time.monotonic() - began, start - header.offset)
+            self.progress.moved()
             self.bytes_up += len(part)
             start += len(part)
 
@@ -270,6 +255,20 @@ class Connection:
         if self._credentials is None:
             return grpc.insecure_channel(self.address, options=OPTIONS)
         return grpc.secure_channel(self.address, self._credentials(), options=OPTIONS)
+
+    @contextmanager
+    def _transferring(self, call: Any, chunk: ChunkSize) -> Iterator[None]:
+        try:
+            with self._stop.cancels(call), self.progress.of(call), self._errors_rebuilt():
+                yield
+        except ServerUnreachable as error:
+            chunk.broke_off()
+            if self.progress.has_stalled:
+                raise ServerUnreachable(
+                    f"nothing has moved on the connection to {self.address} for "
+                    f"{STALLED_SECONDS:.0f} s"
+                ) from error
+            raise
 
     def _finished(self, call: Any) -> Any:
         with self._stop.cancels(call), self._errors_rebuilt():
@@ -306,5 +305,8 @@ def explained(error: CoppiceError, address: str) -> CoppiceError:
 
 
 def transfer_seconds(size_bytes: int) -> float:
-    """The deadline of a transfer: a bound that no usable link comes near."""
+    """The deadline of a transfer: a bound that no usable link comes near.
+
+    One in which nothing moves ends long before (`edge_client.progress`).
+    """
     return TRANSFER_SECONDS + size_bytes / SLOWEST_BYTES_PER_SECOND

@@ -56,6 +56,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._ended.wait(self.interval_seconds):
+            self._connection.progress.check()
             self._beat()
 
     def _beat(self) -> None:

@@ -17,9 +17,6 @@ _OPTIONS = (
     *STREAM_OPTIONS,
     # Two servers on one port would share its clients; the second one has to fail instead.
     ("grpc.so_reuseport", 0),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
     # Who connects and says nothing is not waited for.

@@ -22,7 +22,8 @@ from coppice.tree import to_plain
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.bounds import valid_count
 from coppice.wire.capability import capability_from_message
-from coppice.wire.chunks import MAX_CHUNK_BYTES, MAX_MESSAGE_BYTES, MIN_CHUNK_BYTES
+from coppice.wire.chunk_size import ChunkSize
+from coppice.wire.chunks import FIRST_CHUNK_BYTES, MAX_MESSAGE_BYTES
 from coppice.wire.codec import (
     blob_to_message,
     choice_from_message,
@@ -93,16 +94,21 @@ class CoordinationService(Service):
     async def FetchBlob(self, request: pb.FetchRequest, caller: Caller) -> AsyncIterator[pb.Chunk]:
         client_id = caller.client_id
         self._coordinator.may_fetch(client_id, valid_digest(request.digest))
-        chunk_bytes = min(max(request.chunk_bytes, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES)
+        chunk = ChunkSize(request.chunk_bytes or FIRST_CHUNK_BYTES)
         with await self._threads.transfer(partial(self._blobs.open, request.digest)) as file:
             size_bytes = file.seek(0, os.SEEK_END)
             if request.offset > size_bytes:
                 raise InvalidMessage(f"offset is {request.offset}; the blob has {size_bytes} bytes")
             file.seek(request.offset)
-            for _ in range(request.offset, size_bytes, chunk_bytes):
-                data = await self._threads.transfer(partial(file.read, chunk_bytes))
+            start = request.offset
+            while start < size_bytes:
+                data = await self._threads.transfer(partial(file.read, chunk.size_bytes))
+                began = time.monotonic()
+                # gRPC takes it when it has room for it.
                 yield pb.Chunk(data=data)
-                self._coordinator.sent(client_id, len(data), file.tell() / size_bytes)
+                chunk.sent(len(data), time.monotonic() - began, start - request.offset)
+                start += len(data)
+                self._coordinator.sent(client_id, len(data), start / size_bytes)
 
     async def PushUpdate(self, requests: AsyncIterator[pb.PushChunk], caller: Caller) -> pb.Receipt:
         first = await anext(requests, pb.PushChunk())

@@ -10,13 +10,20 @@ from coppice.errors import TransferBroken
 #: Limits of proto/README.md.
 MAX_MESSAGE_BYTES = 2 * 2**20
 MAX_CHUNK_BYTES = 256 * 2**10
-MIN_CHUNK_BYTES = 64 * 2**10
+MIN_CHUNK_BYTES = 4 * 2**10
+#: What a transfer begins with on a link that nothing is known of.
+FIRST_CHUNK_BYTES = 64 * 2**10
 
 #: gRPC options of both sides. What a stream may have on its way is fixed: left to itself, gRPC
-#: measures a fast link and lets each of fifty devices put megabytes into the server's memory.
+#: measures a fast link and lets each of fifty devices put megabytes into the server's memory. And
+#: it is little: pings, by which each side notices that the other is gone, queue behind it, and on
+#: a link of 2 KiB/s must be answered in time too.
 STREAM_OPTIONS = (
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", MAX_CHUNK_BYTES),
+    ("grpc.http2.lookahead_bytes", 64 * 2**10),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 120_000),
+    ("grpc.keepalive_permit_without_calls", 1),
 )
 
 

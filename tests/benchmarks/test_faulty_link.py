@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -101,3 +102,19 @@ def test_link_to_nothing_ends_at_once() -> None:
 def test_same_seed_gives_the_same_faults() -> None:
     assert random_cuts(1, 5, 1000) == random_cuts(1, 5, 1000) != random_cuts(2, 5, 1000)
     assert all(0 <= fault.after_bytes < 1000 for fault in random_cuts(1, 50, 1000))
+
+
+def test_a_slow_link_takes_its_time_each_way(echo: Echo) -> None:
+    with FaultyLink(echo.address, bytes_per_second=40_000) as link:
+        began = time.monotonic()
+        assert call(link, bytes(10_000)) == bytes(10_000)
+        assert time.monotonic() - began >= 10_000 / 40_000
+        assert link.passed_bytes == {Way.UP: 10_000, Way.DOWN: 10_000}
+
+
+def test_a_slow_link_can_be_closed_at_once(echo: Echo) -> None:
+    with FaultyLink(echo.address, bytes_per_second=0.001) as link:
+        host, _, port = link.address.rpartition(":")
+        end = socket.create_connection((host, int(port)), PATIENCE_SECONDS)
+        end.sendall(b"x")
+    end.close()

@@ -24,9 +24,10 @@ from coppice.errors import (
 )
 from coppice.tensors import dense_group
 from coppice.wire import coordination_pb2 as pb
-from coppice.wire.chunks import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
+from coppice.wire.chunks import FIRST_CHUNK_BYTES
 from coppice.wire.payload import decode
-from edge_client.connection import ChunkSize, Connection, transfer_seconds
+from edge_client.connection import Connection, transfer_seconds
+from edge_client.progress import STALLED_SECONDS, Progress
 from edge_client.stop import Stop, Stopped
 from tests.edge_client.fake_server import PATIENCE_SECONDS, FakeServer, model_payload
 
@@ -132,43 +133,58 @@ def test_metrics_that_are_not_finite_do_not_travel(
     assert dict(server.pushed[0][0].metrics) == {"accuracy": 0.5}
 
 
-def test_chunks_aim_at_a_quarter_of_a_second() -> None:
-    chunk = ChunkSize()
-    assert chunk.size_bytes == 256 * 1024
-    for _ in range(20):
-        chunk.took(chunk.size_bytes, chunk.size_bytes / 600_000)
-    assert chunk.size_bytes == pytest.approx(150_000, rel=0.01)
-
-
-def test_chunks_stay_in_bounds_and_change_by_a_factor_of_two() -> None:
-    chunk = ChunkSize()
-    chunk.took(chunk.size_bytes, 100.0)
-    assert chunk.size_bytes == 128 * 1024
-    for _ in range(9):
-        chunk.took(chunk.size_bytes, 100.0)
-    assert chunk.size_bytes == MIN_CHUNK_BYTES
-    chunk.took(chunk.size_bytes, 0.0)
-    assert chunk.size_bytes == 128 * 1024
-    for _ in range(5):
-        chunk.took(chunk.size_bytes, 0.0)
-    assert chunk.size_bytes == MAX_CHUNK_BYTES
-
-
 def test_link_that_became_fast_is_asked_for_larger_chunks(
     server: FakeServer, connection: Connection
 ) -> None:
-    connection._down.took(MAX_CHUNK_BYTES, 100.0)
     ref = server.add_blob(BIG)
     connection.fetch(ref)
     connection.fetch(ref)
     sizes = [request.chunk_bytes for request in server.of("FetchBlob")]
-    assert sizes[0] == 128 * 1024
+    assert sizes[0] == FIRST_CHUNK_BYTES
     assert sizes[1] > sizes[0]
 
 
+def test_link_that_broke_gets_smaller_chunks(server: FakeServer, connection: Connection) -> None:
+    server.errors["PushUpdate"] = [ServerUnreachable("gone")]
+    with pytest.raises(ServerUnreachable):
+        connection.push(3, Sent(), bytearray(b"x"))
+    assert connection._up.size_bytes == FIRST_CHUNK_BYTES // 2
+    server.errors["FetchBlob"] = [ServerUnreachable("gone")]
+    with pytest.raises(ServerUnreachable):
+        connection.fetch(server.add_blob(BIG))
+    assert connection._down.size_bytes == FIRST_CHUNK_BYTES // 2
+
+
+@pytest.mark.parametrize("method", ["FetchBlob", "PushUpdate"])
+def test_transfer_in_which_nothing_moves_is_over(
+    server: FakeServer, connection: Connection, method: str
+) -> None:
+    clock = [0.0]
+    connection.progress = Progress(lambda: clock[0])
+    ref = server.add_blob(model_payload())
+    calls: dict[str, Callable[[], object]] = {
+        "FetchBlob": lambda: connection.fetch(ref),
+        "PushUpdate": lambda: connection.push(1, Sent(), bytearray(2**22)),
+    }
+    gate = server.gate(method)
+
+    def watch() -> None:
+        assert gate.reached.wait(PATIENCE_SECONDS)
+        connection.progress.check()
+        clock[0] += STALLED_SECONDS + 1
+        connection.progress.check()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    with pytest.raises(ServerUnreachable, match="nothing has moved on the connection to"):
+        calls[method]()
+    watching.join()
+
+
 def test_deadline_of_a_transfer_grows_with_its_size() -> None:
-    assert transfer_seconds(0) == 60
-    assert transfer_seconds(100 * 2**20) > 3 * 3600
+    assert transfer_seconds(0) == 300
+    # A link of 1 KiB/s needs half of that.
+    assert transfer_seconds(100 * 2**20) > 2 * 100 * 2**10
 
 
 @pytest.mark.parametrize("method", ["PollTask", "FetchBlob", "PushUpdate"])

@@ -118,3 +118,11 @@ def test_interval_of_the_server_is_bounded(asked: float, taken: float) -> None:
     beating.start(asked)
     assert beating.interval_seconds == taken
     beating.join()
+
+
+def test_it_watches_over_the_transfer_that_is_under_way(
+    heartbeat: Heartbeat, listener: Listener
+) -> None:
+    checked = threading.Event()
+    listener.progress.check = checked.set  # type: ignore[method-assign]
+    assert checked.wait(PATIENCE_SECONDS)

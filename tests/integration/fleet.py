@@ -234,13 +234,14 @@ class Device:
         self.gate = Gate(folder / f"{name}.gate")
         self._flags = flags
 
-    def start(self, server: Server | str, *flags: object) -> Device:
+    def start(self, server: Server | str, *flags: object, address: str | None = None) -> Device:
+        """`address` is where the server is for this device, if not at its own."""
         if isinstance(server, str):
             address, access = server, INSECURE
         else:
             # Who was let in once needs no token any more.
             known = server.secure and (self.state / "membership.json").exists()
-            address, access = server.address, () if known else server.access
+            address, access = address or server.address, () if known else server.access
         arguments = ("--name", self.name, "--data", self.data, "--state", self.state)
         self.program = Program(
             self.log,
@@ -316,7 +317,7 @@ class Fleet:
     ) -> Device:
         """A device that finds the server at `address`, if not at the server's own."""
         device = self.devices[name] = Device(name, self.folder, data, *flags, module=module)
-        device.start(self.server if address is None else address)
+        device.start(self.server, address=address)
         self._open.callback(device.close)
         return device
 

@@ -20,7 +20,12 @@ from coppice.errors import (
     UnknownBlob,
 )
 from coppice.wire import coordination_pb2 as pb
-from coppice.wire.chunks import MAX_CHUNK_BYTES, MAX_MESSAGE_BYTES, MIN_CHUNK_BYTES
+from coppice.wire.chunks import (
+    FIRST_CHUNK_BYTES,
+    MAX_CHUNK_BYTES,
+    MAX_MESSAGE_BYTES,
+    MIN_CHUNK_BYTES,
+)
 from server.presence import HEARTBEAT_SECONDS
 from server.service import TRANSPORT_MESSAGE_BYTES
 from tests.server.host import Device, Host, play
@@ -130,7 +135,7 @@ class TestFetch:
             monkeypatch.setattr(host.coordinator, "may_fetch", lambda *_: None)
             async with host.devices("a") as (a,):
                 for asked, size in (
-                    (0, MIN_CHUNK_BYTES),
+                    (0, FIRST_CHUNK_BYTES),
                     (1, MIN_CHUNK_BYTES),
                     (2**18, 2**18),
                     (2**32 - 1, MAX_CHUNK_BYTES),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from coppice.domain import BlobRef
 from coppice.errors import TransferBroken
 from coppice.wire.chunks import (
+    FIRST_CHUNK_BYTES,
     MAX_CHUNK_BYTES,
     MAX_MESSAGE_BYTES,
     MIN_CHUNK_BYTES,
@@ -80,10 +81,11 @@ def test_a_damaged_blob_is_refused() -> None:
 def test_the_limits_are_those_of_the_page() -> None:
     assert MAX_MESSAGE_BYTES == 2 * 1024 * 1024
     assert MAX_CHUNK_BYTES == 256 * 1024
-    assert MIN_CHUNK_BYTES < MAX_CHUNK_BYTES < MAX_MESSAGE_BYTES
+    assert FIRST_CHUNK_BYTES == 64 * 1024
+    assert MIN_CHUNK_BYTES < FIRST_CHUNK_BYTES < MAX_CHUNK_BYTES < MAX_MESSAGE_BYTES
 
 
-@pytest.mark.parametrize("module", ["chunks", "status"])
+@pytest.mark.parametrize("module", ["chunk_size", "chunks", "status"])
 def test_a_light_process_imports_no_torch(module: str) -> None:
     code = f"import sys, coppice.wire.{module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
