@@ -60,13 +60,16 @@ class Heartbeat:
             self._beat()
 
     def _beat(self) -> None:
-        work = self._work
+        work, fetched = self._work, self._connection.progress.fetched
         if work is None:
-            request = pb.HeartbeatRequest(resident_bytes=resident_bytes())
+            request = pb.HeartbeatRequest(resident_bytes=resident_bytes(), fetched=fetched)
         else:
             task_id, meter = work
             request = pb.HeartbeatRequest(
-                task_id=task_id, steps_done=meter.steps_done, resident_bytes=meter.sample_bytes()
+                task_id=task_id,
+                steps_done=meter.steps_done,
+                resident_bytes=meter.sample_bytes(),
+                fetched=fetched,
             )
         try:
             reply = self._connection.heartbeat(request)

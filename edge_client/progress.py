@@ -25,6 +25,8 @@ class Progress:
         self._clock = clock
         self._call: Cancellable | None = None
         self._moved_at = 0.0
+        #: Share of the blob that is being fetched; None while there is none.
+        self.fetched: float | None = None
         #: Whether the last transfer was cancelled because nothing moved.
         self.has_stalled = False
 
@@ -37,11 +39,16 @@ class Progress:
         try:
             yield
         finally:
-            self._call = None
+            self._call = self.fetched = None
 
     def moved(self) -> None:
         """Bytes came, or gRPC took more of them."""
         self._moved_at = self._clock()
+
+    def has_fetched(self, share: float) -> None:
+        """So much of a blob is here."""
+        self.moved()
+        self.fetched = share
 
     def check(self) -> None:
         """Cancel a transfer in which nothing moves any more."""

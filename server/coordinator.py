@@ -231,9 +231,9 @@ class Coordinator:
         if self._driver is not None:
             self._driver.gone(client_id)
 
-    def sent(self, client_id: ClientId, size_bytes: int, share: float) -> None:
+    def sent(self, client_id: ClientId, size_bytes: int) -> None:
         """Bytes went down to this client: as good as a heartbeat."""
-        self._resources.presence.moved(client_id, "fetching", share)
+        self._resources.presence.fetching(client_id)
         if self._driver is not None:
             self._driver.sent(size_bytes)
 
@@ -244,10 +244,17 @@ class Coordinator:
         except KeyError:
             raise NotJoined(f"{client_id} has not joined this server") from None
 
-    def heartbeat(self, client_id: ClientId, task_id: int, steps: int, resident: int) -> bool:
+    def heartbeat(
+        self,
+        client_id: ClientId,
+        task_id: int,
+        steps: int,
+        resident: int,
+        fetched: float | None = None,
+    ) -> bool:
         """A sign of life. Returns whether the task is still wanted."""
         self.require_joined(client_id)
-        self._resources.presence.working(client_id, task_id or None, steps, resident)
+        self._resources.presence.working(client_id, task_id or None, steps, resident, fetched)
         return task_id == 0 or (self._driver is not None and self._driver.wants(client_id, task_id))
 
     async def poll(self, check_in: CheckIn) -> Answer:

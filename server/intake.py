@@ -132,12 +132,14 @@ async def _receive(
 ) -> None:
     transfer = resources.threads.transfer
     upload = await transfer(partial(resources.uploads.receive, client_id, ref, offset))
+    # Where the link is slow, its first bytes take a while.
+    resources.presence.uploading(client_id, upload.share)
     try:
         async for chunk in chunks:
             if len(chunk) > MAX_CHUNK_BYTES:
                 raise InvalidMessage(f"a chunk may have {MAX_CHUNK_BYTES} bytes at most")
             await transfer(partial(upload.write, chunk))
-            resources.presence.moved(client_id, "uploading", upload.share)
+            resources.presence.uploading(client_id, upload.share)
         await transfer(upload.commit)
     except BaseException as error:
         upload.failed(error)

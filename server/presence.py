@@ -85,23 +85,39 @@ class Presence:
         seen.activity, seen.share = activity, None
 
     def working(
-        self, client_id: ClientId, task_id: int | None, steps_done: int = 0, resident_bytes: int = 0
+        self,
+        client_id: ClientId,
+        task_id: int | None,
+        steps_done: int = 0,
+        resident_bytes: int = 0,
+        fetched: float | None = None,
     ) -> None:
-        """The client told what it is working on, and how far it is with it."""
+        """The client told what it is working on, and how far it is with it.
+
+        `fetched` is the share that it has of what it is fetching; None when that is nothing.
+        """
         self.saw(client_id)
         seen = self._seen[client_id]
         seen.task_id, seen.steps_done, seen.resident_bytes = task_id, steps_done, resident_bytes
-        if task_id is None:
+        if fetched is not None:
+            seen.activity, seen.share = "fetching", fetched
+        elif task_id is None:
             seen.activity, seen.share = "", None
-        # Between two blobs nothing is on its way either; the next byte says so.
-        elif seen.activity != "uploading" and (steps_done or seen.share in (None, 1.0)):
+        elif seen.activity != "uploading":
             seen.activity, seen.share = "at work", None
 
-    def moved(self, client_id: ClientId, activity: str, share: float) -> None:
-        """Bytes came from the client or went to it; so much of their blob has gone by now."""
+    def fetching(self, client_id: ClientId) -> None:
+        """Bytes are on their way to the client; how many have arrived only it can tell."""
         self.saw(client_id)
         seen = self._seen[client_id]
-        seen.activity, seen.share = activity, share
+        if seen.activity != "fetching":
+            seen.activity, seen.share = "fetching", None
+
+    def uploading(self, client_id: ClientId, share: float) -> None:
+        """So much of the client's update has come."""
+        self.saw(client_id)
+        seen = self._seen[client_id]
+        seen.activity, seen.share = "uploading", share
 
     def left(self, client_id: ClientId) -> None:
         """The client said goodbye."""

@@ -61,7 +61,7 @@ class Reception:
         received_bytes = await self._resources.threads.transfer(received)
         if received_bytes:
             presence, share = self._resources.presence, share_of(received_bytes, ref)
-            presence.moved(client_id, "uploading", share)
+            presence.uploading(client_id, share)
         return received_bytes
 
     async def _stored(self, task: TaskRecord, update: UpdateRecord) -> Stored:

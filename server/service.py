@@ -108,7 +108,7 @@ class CoordinationService(Service):
                 yield pb.Chunk(data=data)
                 chunk.sent(len(data), time.monotonic() - began, start - request.offset)
                 start += len(data)
-                self._coordinator.sent(client_id, len(data), start / size_bytes)
+                self._coordinator.sent(client_id, len(data))
 
     async def PushUpdate(self, requests: AsyncIterator[pb.PushChunk], caller: Caller) -> pb.Receipt:
         first = await anext(requests, pb.PushChunk())
@@ -124,8 +124,11 @@ class CoordinationService(Service):
         return pb.PushStatusReply(offset=known)
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, caller: Caller) -> pb.HeartbeatReply:
+        fetched = request.fetched if request.HasField("fetched") else None
+        if fetched is not None and not 0 <= fetched <= 1:
+            raise InvalidMessage("fetched is a share, from 0 to 1")
         wanted = self._coordinator.heartbeat(
-            caller.client_id, request.task_id, request.steps_done, request.resident_bytes
+            caller.client_id, request.task_id, request.steps_done, request.resident_bytes, fetched
         )
         return pb.HeartbeatReply(wanted=wanted)
 

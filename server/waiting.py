@@ -107,6 +107,8 @@ def _doing(live: LiveClient | None, work: str) -> str:
             doing = (work or "working at an earlier task") + steps
         case "unheard":
             return "not heard of since the server started"
+        case "" if work:
+            doing = "has not come for its task"
         case activity:
             doing = activity
     # Per cent as people write it.

@@ -343,14 +343,16 @@ class Receipt(_message.Message):
     def __init__(self, task_id: _Optional[int] = ..., digest: _Optional[str] = ..., client: _Optional[str] = ..., run_key: _Optional[str] = ..., base: _Optional[str] = ..., stored_at: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("task_id", "steps_done", "resident_bytes")
+    __slots__ = ("task_id", "steps_done", "resident_bytes", "fetched")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     STEPS_DONE_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_FIELD_NUMBER: _ClassVar[int]
     task_id: int
     steps_done: int
     resident_bytes: int
-    def __init__(self, task_id: _Optional[int] = ..., steps_done: _Optional[int] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
+    fetched: float
+    def __init__(self, task_id: _Optional[int] = ..., steps_done: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., fetched: _Optional[float] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ("wanted",)

@@ -126,3 +126,9 @@ def test_it_watches_over_the_transfer_that_is_under_way(
     checked = threading.Event()
     listener.progress.check = checked.set  # type: ignore[method-assign]
     assert checked.wait(PATIENCE_SECONDS)
+
+
+def test_beats_tell_how_much_is_fetched(heartbeat: Heartbeat, listener: Listener) -> None:
+    assert not listener.wait_for(1).HasField("fetched")
+    listener.progress.has_fetched(0.25)
+    assert listener.wait_for(2).fetched == 0.25

@@ -41,6 +41,15 @@ def test_when_nothing_moves_it_is_cancelled() -> None:
         assert watched.progress.has_stalled
 
 
+def test_what_is_fetched_is_told_while_it_is() -> None:
+    watched = Watched()
+    assert watched.progress.fetched is None
+    with watched.progress.of(watched.call):
+        watched.progress.has_fetched(0.25)
+        assert watched.progress.fetched == 0.25
+    assert watched.progress.fetched is None
+
+
 def test_a_new_transfer_begins_anew() -> None:
     watched = Watched()
     with watched.progress.of(watched.call):

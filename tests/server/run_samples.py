@@ -109,9 +109,9 @@ def with_cuts() -> tuple[RunSpec, State]:
 
 
 def waits_for(machine: RoundMachine) -> str:
-    """What the machine waits for, of clients that do nothing that can be seen."""
-    names = machine.known | machine.awaited
-    return waiting(machine, {name: LiveClient(name, "idle", 0.0) for name in names}, 0.0).text
+    """What the machine waits for, without what each client is doing."""
+    live = {name: LiveClient(name, "idle", 0.0) for name in machine.known | machine.awaited}
+    return waiting(machine, live, 0.0).text.replace(", has not come for its task", "")
 
 
 def tell(machine: RoundMachine, *events: Event) -> list[Instruction]:

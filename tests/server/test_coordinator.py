@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from coppice.errors import (
+    InvalidMessage,
     UnknownBlob,
     UpdateRefused,
 )
@@ -154,6 +155,12 @@ class TestHeartbeat:
                 assert await a.heartbeat(task.task_id, steps_done=3, resident_bytes=99)
                 live = host.coordinator.snapshot().clients[A]
                 assert (live.presence, live.steps_done, live.resident_bytes) == ("working", 3, 99)
+                assert await a.heartbeat(task.task_id, fetched=0.5)
+                live = host.coordinator.snapshot().clients[A]
+                assert (live.activity, live.share) == ("fetching", 0.5)
+                for wrong in (-0.5, 1.5, float("nan")):
+                    with pytest.raises(InvalidMessage, match="fetched is a share"):
+                        await a.heartbeat(task.task_id, fetched=wrong)
                 assert not await a.heartbeat(other.task_id)
                 await a.push(task)
                 assert not await a.heartbeat(task.task_id)

@@ -53,7 +53,7 @@ def test_silence_has_a_name(presence: Presence, clock: Clock, seconds: float, wo
     assert live(presence).seconds_silent == presence.silent_for(PI) == seconds
 
 
-@pytest.mark.parametrize("sign", ["saw", "working", "moved", "offered"])
+@pytest.mark.parametrize("sign", ["saw", "working", "fetching", "uploading", "offered"])
 def test_each_sign_of_life_ends_the_silence(presence: Presence, clock: Clock, sign: str) -> None:
     presence.saw(PI)
     clock.now += 500
@@ -61,8 +61,8 @@ def test_each_sign_of_life_ends_the_silence(presence: Presence, clock: Clock, si
     if sign == "saw":
         presence.saw(PI)
         assert live(presence).presence == "idle"
-    elif sign == "moved":
-        presence.moved(PI, "uploading", 0.5)
+    elif sign in ("fetching", "uploading"):
+        presence.fetching(PI) if sign == "fetching" else presence.uploading(PI, 0.5)
         assert live(presence).presence == "idle"
     else:
         presence.working(PI, 4) if sign == "working" else presence.offered(PI, 4)
@@ -181,13 +181,15 @@ def test_what_a_client_does_is_told_from_its_bytes_and_steps(presence: Presence)
 
     presence.offered(PI, 4)
     assert doing() == ("fetching", None)
-    presence.moved(PI, "fetching", 0.25)
-    presence.working(PI, 4)
-    assert doing() == ("fetching", 0.25), "a heartbeat is no reason to believe that all is there"
-    presence.moved(PI, "fetching", 1.0)
+    presence.fetching(PI)
+    assert doing() == ("fetching", None), "what has left the server has not arrived"
+    presence.working(PI, 4, fetched=0.25)
+    assert doing() == ("fetching", 0.25)
+    presence.fetching(PI)
+    assert doing() == ("fetching", 0.25)
     presence.working(PI, 4)
     assert doing() == ("at work", None)
-    presence.moved(PI, "uploading", 0.5)
+    presence.uploading(PI, 0.5)
     presence.working(PI, 4, 17)
     assert doing() == ("uploading", 0.5)
     with presence.polling(PI):

@@ -49,6 +49,7 @@ class TestReporting:
     @pytest.mark.parametrize(
         ("client", "doing"),
         [
+            (live(B), "has not come for its task"),
             (live(B, "fetching"), "fetching"),
             (live(B, "fetching", 0.25), "25 % downloaded"),
             (live(B, "at work"), "training"),
