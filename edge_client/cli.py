@@ -254,9 +254,9 @@ def _add_join(parser: argparse.ArgumentParser) -> None:
     add(
         "--wait",
         type=_seconds,
-        default=30.0,
         metavar="SECONDS",
-        help="how long to try for the first contact (default: 30); later there is no limit",
+        help="how long to try for the first contact (default: 30 with --token or --insecure, else "
+        "for ever); later there is no limit",
     )
     add(
         "--outbox",

@@ -47,3 +47,13 @@ def size_text(size_bytes: int) -> str:
     if size_bytes < 999_950_000:
         return f"{size_bytes / 1e6:.1f} MB"
     return f"{size_bytes / 1e9:.1f} GB"
+
+
+def duration_text(seconds: float) -> str:
+    """A length of time for people: 42 s, 5 min, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -20,7 +21,7 @@ from edge_client.backoff import LONGEST_SECONDS, Backoff
 from edge_client.connection import Connection
 from edge_client.console import Console
 from edge_client.journal import Journal
-from edge_client.link import Link
+from edge_client.link import FIRST_CONTACT_SECONDS, Link
 from edge_client.meter import capability
 from edge_client.papers import Papers, papers_of
 from edge_client.state_folder import Identity, StateFolder
@@ -64,7 +65,7 @@ def _live(arguments: Namespace, folder: StateFolder, app_digest: str, stop: Stop
     connection = Connection(arguments.server, identity.name, stop, credentials)
     request = _join_request(identity, arguments, app_digest)
     with Link(connection, request, stop, journal, papers=papers) as link:
-        link.meet(arguments.wait)
+        link.meet(_patience(arguments))
         reply = _first_work(link, stop, journal, arguments, app_digest)
         if reply.HasField("run"):
             journal.enter("preparing")
@@ -91,11 +92,19 @@ def _live(arguments: Namespace, folder: StateFolder, app_digest: str, stop: Stop
             return device.live(reply)
 
 
+def _patience(arguments: Namespace) -> float:
+    """How long to try for the first contact; infinite where the device was let in before."""
+    if arguments.wait is not None:
+        return float(arguments.wait)
+    return FIRST_CONTACT_SECONDS if arguments.token or arguments.insecure else math.inf
+
+
 def _papers(
     arguments: Namespace, folder: StateFolder, identity: Identity, stop: Stop, journal: Journal
 ) -> Papers:
     """What this device shows the server: kept from before, or got by its token."""
-    deadline = time.monotonic() + arguments.wait
+    wait_seconds = _patience(arguments)
+    deadline = time.monotonic() + wait_seconds
     backoff, told = Backoff(), False
     host = arguments.server.rpartition(":")[0]
     while True:
@@ -106,7 +115,7 @@ def _papers(
             if left <= 0:
                 raise
             if not told:
-                journal.waiting(error, arguments.wait)
+                journal.waiting(error, wait_seconds)
                 told = True
             stop.wait(min(backoff.next_seconds(), left))
         else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coppice.domain import WORK_SECONDS, Capability, Forecast, RoundReport
-from edge_client.console import Console, day_text, size_text
+from edge_client.console import Console, day_text, duration_text, size_text
 from edge_client.report_text import memory_text, pruning_text, time_text
 from edge_client.status import StatusFile
 
@@ -45,7 +46,8 @@ class Journal:
 
     def waiting(self, error: Exception, seconds: float) -> None:
         """There is no server yet."""
-        self._console.warn("waiting", f"{error}; trying for {seconds:.0f} s")
+        how_long = "until it works" if math.isinf(seconds) else f"for {seconds:.0f} s"
+        self._console.warn("waiting", f"{error}; trying {how_long}")
         self._status.update(last_error=str(error))
 
     def joined(self, server_name: str, address: str) -> None:
@@ -69,9 +71,15 @@ class Journal:
         self._console.warn("lost", f"{error}; trying again until it works")
         self._status.update(phase="reconnecting", last_error=str(error))
 
-    def back(self, address: str, phase: str) -> None:
-        """The connection is there again, and so is what the device was doing."""
-        self._console.say("back", f"connected to {address} again")
+    def still_away(self, error: Exception, seconds: float, next_seconds: float) -> None:
+        """The server has been away for so long; the next attempt is in so many seconds."""
+        text = f"{error}; for {duration_text(seconds)} by now, next attempt in {next_seconds:.0f} s"
+        self._console.warn("waiting", text)
+        self._status.update(last_error=str(error))
+
+    def back(self, address: str, phase: str, seconds: float) -> None:
+        """The connection is there again after so long, and so is what the device was doing."""
+        self._console.say("back", f"connected to {address} again after {duration_text(seconds)}")
         self._status.update(phase=phase)
 
     def left(self, reason: str, told: bool) -> None:

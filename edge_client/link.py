@@ -8,16 +8,26 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
-from coppice.errors import CertificateExpired, CoppiceError, NotJoined, Retryable
+from coppice.errors import (
+    CertificateExpired,
+    CoppiceError,
+    HandshakeRefused,
+    NotJoined,
+    Retryable,
+)
 from coppice.wire import coordination_pb2 as pb
 from edge_client.backoff import Backoff
 from edge_client.connection import Connection
 from edge_client.heartbeat import Heartbeat
 from edge_client.journal import Journal
+from edge_client.outage import Outage
 from edge_client.papers import Papers
 from edge_client.stop import Stop, Stopped
 
 T = TypeVar("T")
+
+#: How long to try for the first contact with a server that does not know this device yet.
+FIRST_CONTACT_SECONDS = 30.0
 
 
 class Link:
@@ -66,23 +76,30 @@ class Link:
         return self._connection.bytes_down, self._connection.bytes_up
 
     def meet(self, wait_seconds: float) -> None:
-        """The first contact. Raises ServerUnreachable when there was none after so long."""
-        deadline = self._clock() + wait_seconds
-        told = False
+        """The first contact; `wait_seconds` may be infinite.
+
+        Raises ServerUnreachable when there was none after so long.
+        """
+        began = self._clock()
+        outage = Outage(
+            self._journal, self._clock, lambda error: self._journal.waiting(error, wait_seconds)
+        )
         while not self._joined:
             try:
                 self._join()
             except (Retryable, CertificateExpired) as error:
                 if self._mended(error):
                     continue
-                left = deadline - self._clock()
+                # What somebody has to put right is said soon.
+                wrong = isinstance(error, HandshakeRefused)
+                most = min(wait_seconds, FIRST_CONTACT_SECONDS) if wrong else wait_seconds
+                left = began + most - self._clock()
                 if left <= 0:
                     raise
-                if not told:
-                    self._journal.waiting(error, wait_seconds)
-                    told = True
+                seconds = min(self._backoff.next_seconds(), left)
+                outage.failed(error, seconds)
                 self._connection.close()
-                self._stop.wait(min(self._backoff.next_seconds(), left))
+                self._stop.wait(seconds)
         self._backoff.reset()
 
     def poll(self, request: pb.PollRequest) -> pb.PollReply:
@@ -95,7 +112,8 @@ class Link:
     def until_done(self, attempt: Callable[[Connection], T]) -> T:
         """What the attempt gives, made again and again until the server answers it."""
         before = self._journal.phase
-        lost = unknown = False
+        unknown = False
+        outage = Outage(self._journal, self._clock, self._journal.lost)
         while True:
             try:
                 if unknown:
@@ -105,17 +123,17 @@ class Link:
             except (Retryable, NotJoined, CertificateExpired) as error:
                 if self._mended(error):
                     continue
+                seconds = self._backoff.next_seconds()
                 if isinstance(error, NotJoined):
                     unknown = True
-                elif not lost:
-                    lost = True
-                    self._journal.lost(error)
+                else:
+                    outage.failed(error, seconds)
                 self._connection.close()
-                self._stop.wait(self._backoff.next_seconds())
+                self._stop.wait(seconds)
             else:
                 self._backoff.reset()
-                if lost:
-                    self._journal.back(self._connection.address, before)
+                if outage.seconds is not None:
+                    self._journal.back(self._connection.address, before, outage.seconds)
                 return result
 
     def goodbye(self, error: BaseException | None = None) -> None:

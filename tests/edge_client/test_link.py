@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from coppice.errors import (
     CoppiceError,
     DataError,
+    HandshakeRefused,
     NameTaken,
     NotJoined,
     RoundClosed,
@@ -21,7 +23,7 @@ from edge_client.backoff import Backoff
 from edge_client.connection import Connection
 from edge_client.console import Console
 from edge_client.journal import Journal
-from edge_client.link import Link
+from edge_client.link import FIRST_CONTACT_SECONDS, Link
 from edge_client.status import Status, StatusFile, read_status
 from edge_client.stop import Stop, Stopped
 from tests.edge_client.test_backoff import Ceilings
@@ -140,14 +142,50 @@ def test_refused_join_is_not_tried_again(setup: Setup) -> None:
     assert setup.connection.events == ["join"]
 
 
-def test_lost_connection_is_tried_for_ever_with_one_line_for_both_ends(setup: Setup) -> None:
+def test_device_that_was_let_in_tries_for_ever(setup: Setup) -> None:
+    setup.connection.joins = [GONE] * 2000
+    setup.link.meet(math.inf)
+    assert len(setup.time.waits) == 2000
+    lines = setup.out.getvalue().splitlines()
+    assert lines[0].endswith("host:1; trying until it works")
+    assert len(lines) < 20
+
+
+def test_what_somebody_has_to_put_right_is_said_soon(setup: Setup) -> None:
+    setup.connection.joins = [HandshakeRefused("wrong port?")] * 100
+    with pytest.raises(HandshakeRefused):
+        setup.link.meet(math.inf)
+    assert sum(setup.time.waits) == FIRST_CONTACT_SECONDS
+
+
+def test_lost_connection_is_tried_for_ever(setup: Setup) -> None:
     setup.link.meet(0.0)
     setup.connection.polls = [GONE] * 50
     setup.link.poll(pb.PollRequest())
     assert setup.time.waits[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
     assert len(setup.time.waits) == 50
+
+
+def test_outage_is_told_ever_more_rarely(setup: Setup) -> None:
+    setup.link.meet(0.0)
+    # Two days.
+    setup.connection.polls = [GONE] * 2880
+    setup.link.poll(pb.PollRequest())
+    lost, *still, back = setup.out.getvalue().splitlines()[1:]
+    assert lost.startswith("lost ")
+    assert "for 1 min by now, next attempt in 60 s" in still[0]
+    assert 8 < len(still) < 20
+    assert {line.split()[0] for line in still} == {"waiting"}
+    assert back == "back     connected to host:1 again after 47 h 55 min"
+
+
+def test_short_outage_is_told_twice(setup: Setup) -> None:
+    setup.link.meet(0.0)
+    setup.connection.polls = [GONE] * 3
+    setup.link.poll(pb.PollRequest())
     lines = setup.out.getvalue().splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["lost", "back"]
+    assert lines[1].endswith("again after 7 s")
 
 
 def test_phase_says_reconnecting_and_then_what_it_was(
