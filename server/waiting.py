@@ -26,7 +26,7 @@ def waiting(machine: RoundMachine, live: Live, deadline_at: float) -> Wait:
     """
     match machine.phase:
         case Phase.GATHERING if machine.reserved_for is not None:
-            (client,) = _awaited([machine.reserved_for], live, "")
+            (client,) = _awaited(machine, [machine.reserved_for], live)
             text = f"{client.client_id}, the one client that the round is for"
             return Wait(text + _also(client), clients=(client,))
         case Phase.GATHERING:
@@ -34,7 +34,7 @@ def waiting(machine: RoundMachine, live: Live, deadline_at: float) -> Wait:
         case Phase.REPORTING:
             return _reporting(machine, live, deadline_at)
         case Phase.EVALUATING:
-            clients = _awaited(machine.awaited, live, "evaluating")
+            clients = _awaited(machine, machine.awaited, live, "evaluating")
             total = len(machine.awaited) + len(machine.reported)
             text = f"{len(clients)} of {total}: {_named(clients)}"
             return Wait(text, deadline_at, "then what has come is the evaluation", clients)
@@ -52,13 +52,15 @@ def _gathering(machine: RoundMachine, live: Live, deadline_at: float) -> Wait:
     cohort = machine.spec.cohort
     wanted = set(cohort_wanted(machine.spec, machine.round_number, machine.known))
     here = len(wanted & machine.present)
-    missing = _awaited(wanted - machine.present, live, "")
+    missing = _awaited(machine, wanted - machine.present, live)
     # What is patient waits for a whole cohort, else for those that the fleet has.
     is_patient = not (machine.patience_spent and len(machine.known) >= cohort.needed)
     full = max(cohort.size, len(wanted)) if is_patient else len(wanted)
     count = full - here
     labels = "".join(f" with {key}={value}" for key, value in sorted(cohort.labels.items()))
     text = f"{count} more {_clients(count)}{labels} ({here} of {full} are here)"
+    lost = [name for name, client in live.items() if client.presence == "lost"]
+    missing += _awaited(machine, set(lost) - wanted, live) if count > len(missing) else ()
     if missing:
         text += f": {_named(missing)}"
     if len(machine.present) < cohort.needed:
@@ -68,7 +70,7 @@ def _gathering(machine: RoundMachine, live: Live, deadline_at: float) -> Wait:
 
 def _reporting(machine: RoundMachine, live: Live, deadline_at: float) -> Wait:
     cohort, came = machine.spec.cohort, len(machine.reported)
-    clients = _awaited(machine.awaited, live, "training")
+    clients = _awaited(machine, machine.awaited, live, "training")
     total = len(clients) + came
     if total > cohort.size:
         text = f"{cohort.size - came} of {cohort.size}, the first of {len(clients)} at work"
@@ -78,7 +80,9 @@ def _reporting(machine: RoundMachine, live: Live, deadline_at: float) -> Wait:
     if came >= needed:
         then = f"then the round closes with what has come: {needed} are enough"
     else:
-        then = f"then the round fails, unless {needed - came} more have come: it needs {needed}"
+        more = needed - came
+        come = "has come" if more == 1 else "have come"
+        then = f"then the round fails, unless {more} more {come}: it needs {needed}"
     return Wait(f"{text}: {_named(clients)}", deadline_at, then, clients)
 
 
@@ -86,17 +90,26 @@ def _evaluations(machine: RoundMachine) -> str:
     return f"the evaluation of round {', '.join(map(str, sorted(machine.evaluating)))}"
 
 
-def _awaited(clients: Iterable[ClientId], live: Live, work: str) -> tuple[AwaitedClient, ...]:
+def _awaited(
+    machine: RoundMachine, clients: Iterable[ClientId], live: Live, work: str = ""
+) -> tuple[AwaitedClient, ...]:
     """Each with what it is doing; `work` is what the round wants of it."""
+    lost_after_seconds = machine.spec.cohort.lost_after_seconds
     return tuple(
-        AwaitedClient(client_id, _doing(live.get(client_id), work), live.get(client_id))
+        AwaitedClient(
+            client_id,
+            _doing(live.get(client_id), work, lost_after_seconds),
+            live.get(client_id),
+        )
         for client_id in sorted(clients)
     )
 
 
-def _doing(live: LiveClient | None, work: str) -> str:
+def _doing(live: LiveClient | None, work: str, lost_after_seconds: float) -> str:
     if live is None:
         return "not heard of since the server started"
+    if live.presence == "lost":
+        return f"silent for {live.seconds_silent:.0f} s"
     match live.activity:
         case "fetching" if live.share is not None:
             doing = f"{live.share:.0%} downloaded"
@@ -113,10 +126,10 @@ def _doing(live: LiveClient | None, work: str) -> str:
             doing = activity
     # Per cent as people write it.
     doing = doing.replace("%", " %")
-    if live.presence in ("suspect", "lost"):
-        silent = f"silent for {live.seconds_silent:.0f} s"
-        return f"{doing}, {silent}" if doing else silent
-    return doing
+    if live.presence != "suspect":
+        return doing
+    silent = f"silent for {live.seconds_silent:.0f} s (given up after {lost_after_seconds:.0f} s)"
+    return f"{doing}, {silent}" if doing else silent
 
 
 def _also(client: AwaitedClient) -> str:

@@ -56,7 +56,7 @@ class TestReporting:
             (LiveClient(B, "working", 2.0, 4, 17, 0, "at work"), "training (step 17)"),
             (
                 LiveClient(B, "suspect", 14.2, 4, 17, 0, "at work"),
-                "training (step 17), silent for 14 s",
+                "training (step 17), silent for 14 s (given up after 60 s)",
             ),
             (live(B, "unheard"), "not heard of since the server started"),
             (None, "not heard of since the server started"),
@@ -71,7 +71,7 @@ class TestReporting:
         machine = reporting(run_spec(size=3, quorum=2), A, B, C)
         assert wait(machine).then == ("then the round fails, unless 2 more have come: it needs 2")
         machine.handle(UpdateStored(1, C))
-        assert "unless 1 more" in wait(machine).then
+        assert "unless 1 more has come" in wait(machine).then
         machine.handle(UpdateStored(1, B))
         assert "2 are enough" in wait(machine).then
 
@@ -110,6 +110,12 @@ class TestGathering:
         machine.known.add(B)
         found = wait(machine, live(B, "uploading", 0.5))
         assert found.text == "2 more clients (1 of 3 are here): b, 50 % uploaded"
+
+    def test_names_who_was_lost_where_somebody_is_missing(self) -> None:
+        machine = gathering(run_spec(size=2), A)
+        lost = LiveClient(B, "lost", 41.0, 4, 17, 0, "at work")
+        text = wait(machine, live(A), lost).text
+        assert text == "1 more client (1 of 2 are here): b, silent for 41 s"
 
     def test_a_fleet_that_is_too_small_waits_for_those_that_it_has(self) -> None:
         machine = gathering(run_spec(size=4), A, B)
