@@ -23,6 +23,7 @@ STREAM_OPTIONS = (
     ("grpc.http2.lookahead_bytes", 64 * 2**10),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 120_000),
+    ("grpc.http2.ping_timeout_ms", 120_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
