@@ -14,6 +14,7 @@ SCENARIOS = (
     "coordination",
     "device-memory",
     "fashion",
+    "fuzzing",
     "held-classes",
     "kernels",
     "memory",
