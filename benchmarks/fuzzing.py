@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What can be chosen."""
     parser.add_argument("--cases", type=int, default=100_000, help="of all surfaces together")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=("readers", "server"), help="one part; both unless given")
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -71,9 +72,12 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     wire = (_DEVICES, _STRANGERS, _HTTP, _SOCKETS)
     in_process = arguments.cases - sum(int(share * arguments.cases) for share in wire)
     began = time.monotonic()
-    cases = _read(in_process, arguments.seed)
-    with tempfile.TemporaryDirectory() as text:
-        cases += _serve(Path(text), arguments.cases, arguments.seed)
+    cases: list[dict[str, Any]] = []
+    if arguments.only != "server":
+        cases += _read(in_process, arguments.seed)
+    if arguments.only != "readers":
+        with tempfile.TemporaryDirectory() as text:
+            cases += _serve(Path(text), arguments.cases, arguments.seed)
     _show(cases, time.monotonic() - began)
     findings = [finding for case in cases for finding in case["findings"]]
     if findings:
@@ -95,6 +99,8 @@ def _show(cases: Sequence[dict[str, Any]], seconds: float) -> None:
     head = ("surface", "cases", "accepted", "refused", "crashes", "hangs")
     print(table((*head, "MB warm", "MB end", "MB/1000"), rows))
     held = cases[-1]["held"]
+    if "sockets" not in {case["surface"] for case in cases}:
+        return
     print(
         f"\nseconds {seconds:.0f}; threads of the server {held['warm_threads']} and "
         f"{held['end_threads']}, its files {held['warm_files']} and {held['end_files']}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import select
 import socket
 import ssl
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from benchmarks.fuzzing_bytes import EXTREMES, TEXTS, changed_bytes
 from benchmarks.fuzzing_tally import Tally
 
 SECONDS = 15.0
+#: How long a request that is not whole is left so.
+_HALF_SECONDS = 0.5
 #: A stream of events has no end; its beginning is enough.
 _GLANCE_BYTES = 2**16
 _READS = (
@@ -132,9 +135,10 @@ class HttpFuzzer:
             with socket.create_connection(self._address, timeout=SECONDS) as line:
                 with suppress(OSError):
                     line.sendall(request)
-                # No more will come: whoever waits for the rest of a body knows now.
-                with suppress(OSError):
-                    line.shutdown(socket.SHUT_WR)
+                if not select.select([line], [], [], _HALF_SECONDS)[0]:
+                    # Whoever waits for the rest of a request knows now that none will come.
+                    with suppress(OSError):
+                        line.shutdown(socket.SHUT_WR)
                 reply = http.client.HTTPResponse(line)
                 reply.begin()
                 reply.read(_GLANCE_BYTES) if reply.status >= 300 else reply.read1(1024)

@@ -13,6 +13,8 @@ import psutil
 
 #: Examples of findings that are shown; all are counted.
 _SHOWN = 20
+#: Samples of a process that are told.
+_TOLD = 40
 _MB = 2**20
 #: Share of the time that a process may take to become as large as it is at work.
 WARM_UP = 0.25
@@ -143,6 +145,10 @@ def told(samples: Sequence[Held], cases: int) -> dict[str, Any]:
         "end_threads": warm[-1].threads,
         "warm_files": warm[0].files,
         "end_files": warm[-1].files,
+        "mb_over_time": [
+            (round(held.seconds), round(held.resident_bytes / _MB, 1))
+            for held in samples[:: max(1, len(samples) // _TOLD)]
+        ],
     }
 
 

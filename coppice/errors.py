@@ -75,6 +75,11 @@ class ServerBusy(Retryable):
 
     exit_code = 4
 
+    def __init__(self, message: str = "", retry_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        #: When the server wants to hear of it again; 0 where it did not say.
+        self.retry_seconds = retry_seconds
+
 
 class TransferBroken(Retryable):
     """A transfer ended before it was whole, or arrived damaged."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from coppice.errors import ServerBusy
+
 FIRST_SECONDS = 1.0
 LONGEST_SECONDS = 60.0
 
@@ -18,11 +20,15 @@ class Backoff:
         self._chance = chance if chance is not None else random.Random()
         self._ceiling_seconds = FIRST_SECONDS
 
-    def next_seconds(self) -> float:
-        """The next wait; the ceiling after it is twice as high."""
+    def next_seconds(self, error: Exception | None = None) -> float:
+        """The next wait; the ceiling after it is twice as high.
+
+        Not shorter than a busy server asks for in `error`, which has jitter of its own.
+        """
         ceiling = self._ceiling_seconds
         self._ceiling_seconds = min(2 * ceiling, LONGEST_SECONDS)
-        return self._chance.uniform(0.0, ceiling)
+        asked = error.retry_seconds if isinstance(error, ServerBusy) else 0.0
+        return max(self._chance.uniform(0.0, ceiling), asked)
 
     def reset(self) -> None:
         """Start again: something went well."""

@@ -117,7 +117,7 @@ def _papers(
             if not told:
                 journal.waiting(error, wait_seconds)
                 told = True
-            stop.wait(min(backoff.next_seconds(), left))
+            stop.wait(min(backoff.next_seconds(error), left))
         else:
             journal.enrolled(papers.membership.name, papers.membership.expires_at, is_new=is_new)
             return papers

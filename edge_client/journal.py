@@ -77,6 +77,11 @@ class Journal:
         self._console.warn("waiting", text)
         self._status.update(last_error=str(error))
 
+    def busy(self, error: Exception, seconds: float) -> None:
+        """The server said when to come back."""
+        self._console.warn("busy", f"{error}; the next attempt is in {seconds:.0f} s")
+        self._status.update(last_error=str(error))
+
     def back(self, address: str, phase: str, seconds: float) -> None:
         """The connection is there again after so long, and so is what the device was doing."""
         self._console.say("back", f"connected to {address} again after {duration_text(seconds)}")

@@ -14,6 +14,7 @@ from coppice.errors import (
     HandshakeRefused,
     NotJoined,
     Retryable,
+    ServerBusy,
 )
 from coppice.wire import coordination_pb2 as pb
 from edge_client.backoff import Backoff
@@ -96,7 +97,7 @@ class Link:
                 left = began + most - self._clock()
                 if left <= 0:
                     raise
-                seconds = min(self._backoff.next_seconds(), left)
+                seconds = min(self._backoff.next_seconds(error), left)
                 outage.failed(error, seconds)
                 self._connection.close()
                 self._stop.wait(seconds)
@@ -123,13 +124,12 @@ class Link:
             except (Retryable, NotJoined, CertificateExpired) as error:
                 if self._mended(error):
                     continue
-                seconds = self._backoff.next_seconds()
+                seconds = self._backoff.next_seconds(error)
                 if isinstance(error, NotJoined):
                     unknown = True
-                else:
+                elif not _says_when(error):
                     outage.failed(error, seconds)
-                self._connection.close()
-                self._stop.wait(seconds)
+                self._pause(error, seconds)
             else:
                 self._backoff.reset()
                 if outage.seconds is not None:
@@ -152,6 +152,14 @@ class Link:
         self.receipt_key = reply.receipt_key
         self.heartbeat.start(reply.heartbeat_seconds)
         self._journal.joined(reply.server_name, self._connection.address)
+
+    def _pause(self, error: CoppiceError, seconds: float) -> None:
+        if _says_when(error):
+            # It answers: to connect anew would only cost it more.
+            self._journal.busy(error, seconds)
+        else:
+            self._connection.close()
+        self._stop.wait(seconds)
 
     def _mended(self, error: CoppiceError) -> bool:
         """Whether a new certificate may make the same call succeed."""
@@ -177,6 +185,11 @@ class Link:
         except (CoppiceError, Stopped):
             return False
         return True
+
+
+def _says_when(error: CoppiceError) -> bool:
+    """Whether this is a busy server that told when to come back."""
+    return isinstance(error, ServerBusy) and error.retry_seconds > 0
 
 
 def _reason(error: BaseException | None) -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 
 import grpc
 
 from coppice import errors
-from coppice.errors import CoppiceError
+from coppice.errors import CoppiceError, ServerBusy
 
 #: Trailing metadata that names the class of the error.
 ERROR_KEY = "coppice-error"
+
+#: Trailing metadata of a busy server: after how many milliseconds to come back.
+RETRY_KEY = "coppice-retry-ms"
+#: No device waits longer than this because a server says so.
+LONGEST_RETRY_SECONDS = 600.0
 
 #: Metadata that names the caller of a server without certificates.
 CLIENT_KEY = "coppice-client"
@@ -59,6 +65,9 @@ _BY_NAME = {kind.__name__: kind for kind in STATUS}
 #: gRPC drops a call whose metadata are too large; in them a byte of details may take three.
 _MAX_DETAILS_BYTES = 2000
 
+#: What gRPC says itself when more calls go on than it takes.
+_TOO_MANY_CALLS = "concurrent rpc limit"
+
 #: What a status means when it comes from gRPC itself, not from a Coppice server.
 _WITHOUT_NAME: Mapping[grpc.StatusCode, type[CoppiceError]] = {
     grpc.StatusCode.UNAVAILABLE: errors.ServerUnreachable,
@@ -73,10 +82,16 @@ _WITHOUT_NAME: Mapping[grpc.StatusCode, type[CoppiceError]] = {
 
 
 def status_of(error: CoppiceError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
-    """What a call that raised `error` ends with: code, details, trailing metadata."""
+    """What a call that raised `error` ends with: code, details, trailing metadata.
+
+    When to come back is drawn for each caller anew, so that a fleet does not come at once.
+    """
     kind = type(error)
     details = str(error).encode(errors="replace")[:_MAX_DETAILS_BYTES].decode(errors="ignore")
-    return STATUS[kind], details, ((ERROR_KEY, kind.__name__),)
+    metadata: tuple[tuple[str, str], ...] = ((ERROR_KEY, kind.__name__),)
+    if isinstance(error, ServerBusy) and error.retry_seconds > 0:
+        metadata += ((RETRY_KEY, str(int(1000 * error.retry_seconds * random.uniform(1, 2)))),)
+    return STATUS[kind], details, metadata
 
 
 def error_from(error: grpc.RpcError) -> CoppiceError:
@@ -84,11 +99,23 @@ def error_from(error: grpc.RpcError) -> CoppiceError:
     if not isinstance(error, grpc.Call):
         return errors.ServerUnreachable(str(error))
     details = error.details() or ""
-    for key, value in _pairs(error.trailing_metadata()):
-        if key == ERROR_KEY and value in _BY_NAME:
-            return _BY_NAME[value](details)
+    told = dict(_pairs(error.trailing_metadata()))
+    kind = _BY_NAME.get(told.get(ERROR_KEY, ""))
+    if kind is ServerBusy:
+        return ServerBusy(details, _seconds(told.get(RETRY_KEY, "")))
+    if kind is not None:
+        return kind(details)
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_MANY_CALLS in details.lower():
+        return ServerBusy(details)
     kind = _WITHOUT_NAME.get(error.code(), errors.ServerBusy)
     return kind(details or str(error.code()))
+
+
+def _seconds(text: str) -> float:
+    """What a server says of when to come back, if that is a number of milliseconds."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        return 0.0
+    return min(int(text) / 1000, LONGEST_RETRY_SECONDS)
 
 
 def _pairs(metadata: object) -> Iterator[tuple[str, str]]:
