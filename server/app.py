@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from coppice.files import write_file
 from server.access import Access
 from server.addresses import names_of_host, reachable
 from server.announcer import Announcer
+from server.attempts import Attempts, enrolment_pace
 from server.audit import Audit
 from server.authority import open_authority
 from server.blobs import Blobs
@@ -36,6 +37,7 @@ from server.config import (
 )
 from server.coordinator import Coordinator
 from server.dashboard.api import make_app
+from server.dashboard.connections import LONGEST_HEAD_BYTES, PageServer, bounded
 from server.dashboard.members import Enrolments, join_line
 from server.enrolment import EnrolmentService
 from server.evaluation import Evaluator
@@ -46,6 +48,7 @@ from server.presence import Presence
 from server.receipt_key import open_receipt_key
 from server.resources import Resources
 from server.service import CoordinationService
+from server.space import Space
 from server.store import Store
 from server.submission import submit
 from server.threads import Threads
@@ -53,14 +56,6 @@ from server.uploads import Uploads
 
 _LEASE_RENEWAL_SECONDS = 5.0
 _GOODBYE_SECONDS = 1.0
-
-
-class _Uvicorn(uvicorn.Server):
-    """A web server that leaves the signals to us."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Server:
@@ -87,8 +82,9 @@ class Server:
         config = self._config
         # Folding is bound by memory, not by arithmetic: more threads only wait for each other.
         torch.set_num_threads(1)
-        for folder in ("apps", "models"):
-            _make_folder(config.data / folder)
+        _allow_files()
+        for name in ("", "blobs", "apps", "models"):
+            _make_folder(config.data / name)
         store = Store(config.database, durable=config.durable)
         store.migrate()
         store.take_lease(self._owner, time.time())
@@ -96,7 +92,7 @@ class Server:
         self._resources = Resources(
             store=store,
             blobs=blobs,
-            uploads=Uploads(blobs),
+            uploads=Uploads(blobs, space=Space(blobs.folder, config)),
             threads=Threads(),
             presence=Presence(),
             announcer=Announcer(),
@@ -124,10 +120,12 @@ class Server:
             resources.threads,
             config.name,
             open_receipt_key(config.data),
+            self._audit,
+            config,
         )
         self._access = None if self._members is None else await self._open_access()
         authority = self._members.authority if self._members is not None else None
-        server, self.address = listen_for_devices(config.listen, service, authority)
+        server, self.address = listen_for_devices(config.listen, service, authority, config)
         self._servers.append(server)
         self.dashboard = Address(config.dashboard.host, self._socket.getsockname()[1])
         submit_run = partial(submit, resources, self._coordinator)
@@ -137,13 +135,16 @@ class Server:
         )
         # Its key and its certificate are in one file.
         certificate = str(config.data / AUTHORITY_FOLDER / "server.pem")
-        self._web = _Uvicorn(
+        self._web = PageServer(
             uvicorn.Config(
                 app,
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=1,
+                http=bounded(config.dashboard_connections),
+                ws="none",
+                h11_max_incomplete_event_size=LONGEST_HEAD_BYTES,
                 # Who is near could say with these that it is anybody.
                 proxy_headers=False,
                 ssl_certfile=certificate if config.dashboard_tls else None,
@@ -164,8 +165,9 @@ class Server:
             grace_seconds=config.grace_days * DAY_SECONDS,
         )
         await members.load()
-        service = EnrolmentService(members, self._coordinator, self._audit)
-        server, self.enrolment = listen_for_strangers(config.enrolment, service, authority)
+        attempts = Attempts(pace=enrolment_pace(config.enrolment_calls))
+        service = EnrolmentService(members, self._coordinator, self._audit, attempts)
+        server, self.enrolment = listen_for_strangers(config.enrolment, service, authority, config)
         self._servers.append(server)
         members.port = self.enrolment.port
         return members
@@ -299,9 +301,16 @@ def _bind(address: Address) -> socket.socket:
     return listener
 
 
+def _allow_files() -> None:
+    """As many files and connections as this process may have; the usual 1024 are few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _make_folder(path: Path) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StoreUnusable(
             f"cannot make the folder {path}: {error.strerror}; choose another one with --data"

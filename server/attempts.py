@@ -15,6 +15,8 @@ from coppice.errors import ServerBusy
 BURST, PER_SECOND = 60.0, 1.0
 #: The same of all addresses together.
 TOTAL_BURST, TOTAL_PER_SECOND = 400.0, 40.0
+#: Bounds of when who tried too often is asked to come again.
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 1.0, 60.0
 #: Addresses that are remembered; of more, those that were silent for longest are forgotten.
 MOST_ADDRESSES = 4096
 
@@ -29,7 +31,15 @@ class Pace:
     total_per_second: float
 
 
+def enrolment_pace(per_minute: int) -> Pace:
+    """So many calls of an address at once, and then in a minute."""
+    share = per_minute / BURST
+    return Pace(per_minute, PER_SECOND * share, TOTAL_BURST * share, TOTAL_PER_SECOND * share)
+
+
 ENROLMENT = Pace(BURST, PER_SECOND, TOTAL_BURST, TOTAL_PER_SECOND)
+#: A device needs one in days.
+RENEWAL = Pace(5.0, 1 / 60, 1000.0, 20.0)
 #: People who type and paste: nobody needs more.
 LOGIN = Pace(10.0, 0.2, 100.0, 2.0)
 
@@ -59,9 +69,15 @@ class Attempts:
             self._addresses.popitem(last=False)
         # An address that tries too often takes nothing from the others.
         if not _take(bucket, pace.burst, pace.per_second, now):
-            raise ServerBusy("too many attempts from this address; wait a minute and try again")
+            raise ServerBusy(
+                "too many attempts from this address; wait a minute and try again",
+                _retry_seconds(bucket, pace.per_second),
+            )
         if not _take(self._total, pace.total_burst, pace.total_per_second, now):
-            raise ServerBusy("too many try at the same time; wait a little and try again")
+            raise ServerBusy(
+                "too many try at the same time; wait a little and try again",
+                _retry_seconds(self._total, pace.total_per_second),
+            )
 
 
 def _take(bucket: _Bucket, burst: float, per_second: float, now: float) -> bool:
@@ -71,6 +87,11 @@ def _take(bucket: _Bucket, burst: float, per_second: float, now: float) -> bool:
         return False
     bucket.left -= 1.0
     return True
+
+
+def _retry_seconds(bucket: _Bucket, per_second: float) -> float:
+    """Until there is an attempt again, for whoever comes first."""
+    return min(max((1.0 - bucket.left) / per_second, _SHORTEST_SECONDS), _LONGEST_SECONDS)
 
 
 def _network(address: str) -> str:

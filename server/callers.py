@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import unquote
 
 from coppice.domain import ClientId, valid_name
 from coppice.errors import NoAuthority, NotEnrolled, NotJoined
@@ -13,6 +15,9 @@ from coppice.wire import coordination_pb2 as pb
 from coppice.wire.status import CLIENT_KEY
 from server.handlers import Context
 from server.members import Issued, Members
+
+#: As gRPC writes the other end of a connection: ipv4:10.0.0.7:51234, ipv6:%5B::1%5D:51234.
+_PEER = re.compile(r"ipv[46]:\[?(.+?)\]?:[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class Caller:
     device_id: str = ""
     #: When it should renew its certificate, in seconds since the epoch.
     renew_at: float = math.inf
+    #: Where it calls from, for the audit log.
+    address: str = ""
 
 
 class Callers(Protocol):
@@ -51,7 +58,7 @@ class Certified:
         if not pem:
             raise NotEnrolled("the call came without a certificate")
         member, renew_at = self._members.of_certificate(pem)
-        return Caller(member.name, member.device_id, renew_at)
+        return Caller(member.name, member.device_id, renew_at, address_of(context.peer()))
 
     def running(self, caller: Caller) -> AbstractContextManager[None]:
         """Until the device is revoked."""
@@ -79,6 +86,12 @@ class Named:
     async def renewed(self, signing_request: bytes, caller: Caller) -> Issued:
         """There is nothing to renew."""
         raise NoAuthority
+
+
+def address_of(peer: str) -> str:
+    """The address in gRPC's name of the other end; empty when there is none."""
+    found = _PEER.fullmatch(unquote(peer))
+    return found[1] if found else ""
 
 
 def certificate(issued: Issued) -> pb.Certificate:

@@ -7,6 +7,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 
 from coppice import __version__
 from coppice.errors import CoppiceError
@@ -19,6 +20,7 @@ from server.config import (
     ENVIRONMENT_PREFIX,
     resolve,
 )
+from server.limits import METAVARS, Limits
 
 _DESCRIPTION = """\
 Coppice's server: schedules the rounds of federated training and aggregates what devices send.
@@ -113,6 +115,12 @@ def _add_start(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="no TLS and no tokens, for trials on this machine: listens on loopback only",
     )
     start.add_argument("--name", help="the server's name (default: the host's)")
+    for item in fields(Limits):
+        start.add_argument(
+            f"--{item.name.replace('_', '-')}",
+            metavar=METAVARS.get(item.name, "NUMBER"),
+            help=f"{item.metadata['help']} (default: {item.default:g})",
+        )
     start.set_defaults(call=_start)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coppice.errors import RunFileError
+from server.limits import Limits, limits_from
 
 ENVIRONMENT_PREFIX = "COPPICE_"
 DEFAULT_GRPC_PORT = 7433
@@ -30,6 +31,7 @@ _KINDS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "dashboard_tls": (bool, "true or false"),
     "certificate_days": ((int, float), "a number"),
     "grace_days": ((int, float), "a number"),
+    **{item.name: ((int, float), "a number") for item in fields(Limits)},
 }
 
 #: HOST:PORT, or the port alone; an IPv6 address stands in brackets.
@@ -63,7 +65,7 @@ class Address:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerConfig:
+class ServerConfig(Limits):
     """One field for each flag of `fedserver start`; the README of the flags is `--help`."""
 
     #: Folder of everything that the server keeps.
@@ -131,6 +133,7 @@ def resolve(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> 
         database=str(told.get("database", f"sqlite:///{data / 'coppice.sqlite'}")),
         durable=_truth("durable", told.get("durable", True)),
         name=str(told.get("name", os.uname().nodename)),
+        **limits_from(told),  # type: ignore[arg-type]
     )
 
 

@@ -87,6 +87,7 @@ class Database:
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         known = {item.revision for item in ScriptDirectory.from_config(config).walk_revisions()}
+        self._make_file()
         with self.write() as connection:
             found = set(MigrationContext.configure(connection).get_current_heads())
             if found - known:
@@ -100,6 +101,16 @@ class Database:
                 )
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    def _make_file(self) -> None:
+        """Have a SQLite file that only its user may read; its journals take after it."""
+        if self._url.get_backend_name() != "sqlite" or self._url.database in (None, "", ":memory:"):
+            return
+        path = str(self._url.database)
+        # What cannot be made here is explained where it is opened; another's file is another's.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            os.chmod(path, 0o600)
 
     def _set_up_sqlite(self, durable: bool) -> None:
         def configure(connection: sqlite3.Connection, _: object) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import unquote
 
 from coppice.domain import PROTOCOL_VERSION
 from coppice.errors import CoppiceError, DiskFull, ProtocolMismatch, ServerBusy, StoreUnusable
@@ -13,16 +11,20 @@ from coppice.wire import coordination_pb2 as pb
 from server.access_records import Actor
 from server.attempts import Attempts
 from server.audit import Audit
-from server.callers import certificate
+from server.callers import address_of, certificate
 from server.coordinator import Coordinator
 from server.handlers import Context, Service
 from server.members import Members
+from server.places import Places
 
 #: What gRPC lets through; no message of this service is longer than the half.
 TRANSPORT_ENROLMENT_BYTES = 16 * 2**10
 
-#: As gRPC writes the other end of a connection: ipv4:10.0.0.7:51234, ipv6:%5B::1%5D:51234.
-_PEER = re.compile(r"ipv[46]:\[?(.+?)\]?:[0-9]+")
+#: Calls that go on at the same time, and of those the ones of an address.
+MOST_STRANGERS = 100
+_MOST_OF_ONE = 50
+#: A server that stops is started again by somebody.
+_RETRY_SECONDS = 30.0
 
 
 class EnrolmentService(Service):
@@ -42,6 +44,7 @@ class EnrolmentService(Service):
         self._coordinator = coordinator
         self._audit = audit
         self._attempts = attempts if attempts is not None else Attempts()
+        self._places = Places(MOST_STRANGERS, _MOST_OF_ONE)
 
     async def Authority(self, request: pb.AuthorityRequest, address: str) -> pb.AuthorityReply:
         return pb.AuthorityReply(certificate=self._members.authority.der)
@@ -65,7 +68,8 @@ class EnrolmentService(Service):
         """The address that calls, unless it does so too often."""
         address = address_of(context.peer())
         self._attempts.count(address)
-        yield address
+        with self._places.taken(address):
+            yield address
 
     async def refused(self, error: CoppiceError, context: Context) -> CoppiceError:
         """Count it; of strangers each kind is logged once."""
@@ -77,11 +81,5 @@ class EnrolmentService(Service):
             await self._audit.refused(caller, "enrol", str(error))
         except (DiskFull, StoreUnusable) as failure:
             self._coordinator.give_up(failure)
-            return ServerBusy("the server cannot store anything at present")
+            return ServerBusy("the server cannot store anything at present", _RETRY_SECONDS)
         return error
-
-
-def address_of(peer: str) -> str:
-    """The address in gRPC's name of the other end; empty when there is none."""
-    found = _PEER.fullmatch(unquote(peer))
-    return found[1] if found else ""

@@ -7,7 +7,7 @@ and logged with its sender like any other bad message.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NoReturn
 
@@ -18,6 +18,8 @@ from coppice.errors import CoppiceError, InvalidMessage
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.chunks import MAX_MESSAGE_BYTES
 from coppice.wire.status import status_of
+from server.limits import Limits
+from server.progress import CALL_SECONDS, in_time, pieces, sent
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -29,6 +31,10 @@ class Service(ABC):
     name: ClassVar[str]
     #: Larger messages are refused by name.
     longest_message_bytes: ClassVar[int] = MAX_MESSAGE_BYTES
+    #: How long calls may take, those that may take longer than others.
+    patience: ClassVar[Mapping[str, float]] = {}
+    #: How long a transfer may make no progress.
+    stall_seconds: float = Limits.stall_seconds
 
     @abstractmethod
     def called(self, context: Context) -> AbstractContextManager[Any]:
@@ -50,15 +56,19 @@ class Service(ABC):
             elif method.client_streaming:
                 make, wrapped = grpc.stream_unary_rpc_method_handler, self._push(behaviour, kind)
             else:
-                make, wrapped = grpc.unary_unary_rpc_method_handler, self._unary(behaviour, kind)
+                make = grpc.unary_unary_rpc_method_handler
+                seconds = self.patience.get(method.name, CALL_SECONDS)
+                wrapped = self._unary(behaviour, kind, seconds)
             methods[method.name] = make(wrapped, response_serializer=_serialize)
         return grpc.method_handlers_generic_handler(service.full_name, methods)
 
-    def _unary(self, behaviour: Callable[..., Awaitable[Message]], kind: type[Message]) -> Any:
+    def _unary(
+        self, behaviour: Callable[..., Awaitable[Message]], kind: type[Message], seconds: float
+    ) -> Any:
         async def handle(request: bytes, context: Context) -> Message:
             try:
                 with self.called(context) as caller:
-                    return await behaviour(self._parse(kind, request), caller)
+                    return await in_time(behaviour(self._parse(kind, request), caller), seconds)
             except CoppiceError as error:
                 await self._refuse(error, context)
 
@@ -66,7 +76,7 @@ class Service(ABC):
 
     def _push(self, behaviour: Callable[..., Awaitable[Message]], kind: type[Message]) -> Any:
         async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-            async for request in requests:
+            async for request in pieces(requests, self.stall_seconds):
                 yield self._parse(kind, request)
 
         async def handle(requests: AsyncIterator[bytes], context: Context) -> Message:
@@ -79,11 +89,11 @@ class Service(ABC):
         return handle
 
     def _stream(self, behaviour: Callable[..., AsyncIterator[Message]], kind: type[Message]) -> Any:
-        async def handle(request: bytes, context: Context) -> AsyncIterator[Message]:
+        async def handle(request: bytes, context: Context) -> None:
             try:
                 with self.called(context) as caller:
-                    async for message in behaviour(self._parse(kind, request), caller):
-                        yield message
+                    messages = behaviour(self._parse(kind, request), caller)
+                    await sent(messages, context.write, self.stall_seconds)
             except CoppiceError as error:
                 await self._refuse(error, context)
 

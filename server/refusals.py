@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coppice.domain import ClientId
-from coppice.errors import CoppiceError, UpdateRefused
+from coppice.errors import CoppiceError, ServerBusy, UpdateRefused
 from server.records import NewEvent
 from server.resources import Resources
 
@@ -29,6 +29,9 @@ class Refusals:
         culprit, kind = (client_id, f"{name}: {error}"[:200]) if known else (None, name)
         logged = self._logged.setdefault(culprit, set())
         events = []
+        if isinstance(error, ServerBusy):
+            # Not the device's fault; and to count them would make a busy server busier.
+            known = False
         # A refused update has a line of its own, and is counted with it.
         if isinstance(error, UpdateRefused):
             return

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import ClassVar
 
 from coppice.domain import PROTOCOL_VERSION, ClientId
 from coppice.errors import (
@@ -33,12 +34,18 @@ from coppice.wire.codec import (
     workload_to_json,
 )
 from coppice.wire.report import report_from_message
+from server.access_records import Actor
 from server.answers import Answer, CheckIn, EndedRun, OpenRun, OpenTerms
+from server.attempts import RENEWAL, Attempts
+from server.audit import Audit
 from server.blobs import Blobs
 from server.callers import Caller, Callers, certificate
 from server.coordinator import Coordinator
 from server.handlers import Context, Service
+from server.limits import Limits
+from server.places import Places
 from server.presence import HEARTBEAT_SECONDS
+from server.progress import POLL_SECONDS
 from server.receipt_key import ReceiptKey
 from server.records import ClientRecord, NewTask, Stored, TaskRecord
 from server.threads import Threads
@@ -48,12 +55,15 @@ from server.told import refusals_to_messages
 TRANSPORT_MESSAGE_BYTES = 4 * MAX_MESSAGE_BYTES
 
 _MAX_TEXT_LENGTH = 500
+#: A server that stops is started again by somebody.
+_RETRY_SECONDS = 30.0
 
 
 class CoordinationService(Service):
     """`Coordination` of proto/coppice/wire/coordination.proto."""
 
     name = "Coordination"
+    patience: ClassVar[Mapping[str, float]] = {"PollTask": POLL_SECONDS}
 
     def __init__(
         self,
@@ -63,6 +73,8 @@ class CoordinationService(Service):
         threads: Threads,
         server_name: str,
         receipt_key: ReceiptKey,
+        audit: Audit,
+        limits: Limits | None = None,
     ) -> None:
         self._coordinator = coordinator
         self._callers = callers
@@ -70,6 +82,11 @@ class CoordinationService(Service):
         self._threads = threads
         self._server_name = server_name
         self._receipt_key = receipt_key
+        self._audit = audit
+        limits = limits if limits is not None else Limits()
+        self.stall_seconds = limits.stall_seconds
+        self._places = Places(limits.calls, limits.client_calls)
+        self._renewals = Attempts(pace=RENEWAL)
 
     async def Join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:
         if request.protocol_version != PROTOCOL_VERSION:
@@ -137,13 +154,19 @@ class CoordinationService(Service):
         return pb.LeaveReply()
 
     async def Renew(self, request: pb.RenewRequest, caller: Caller) -> pb.Certificate:
-        return certificate(await self._callers.renewed(request.signing_request, caller))
+        try:
+            self._renewals.count(caller.client_id)
+            return certificate(await self._callers.renewed(request.signing_request, caller))
+        except CoppiceError as error:
+            device = Actor(caller.client_id, "device", caller.address)
+            await self._audit.refused(device, "renew", str(error))
+            raise
 
     @contextmanager
     def called(self, context: Context) -> Iterator[Caller]:
         """The device that calls."""
         caller = self._callers.identify(context)
-        with self._callers.running(caller):
+        with self._places.taken(caller.client_id), self._callers.running(caller):
             yield caller
 
     async def refused(self, error: CoppiceError, context: Context) -> CoppiceError:
@@ -159,7 +182,7 @@ class CoordinationService(Service):
         except (DiskFull, StoreUnusable) as failure:
             # Not the device's fault: the server stops, and the device waits for its return.
             self._coordinator.give_up(failure)
-            return ServerBusy("the server cannot store anything at present")
+            return ServerBusy("the server cannot store anything at present", _RETRY_SECONDS)
         return error
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from coppice.domain import BlobRef, ClientId
 from coppice.errors import DiskFull, InvalidMessage, TransferBroken
 from server.blobs import Blobs, check_ref
+from server.space import Space
 
 #: Of more broken transfers than these, the oldest start anew.
 MOST_KEPT = 1000
@@ -33,9 +34,15 @@ class Uploads:
     """The updates that arrive, at most one of a client at a time: the newest transfer counts."""
 
     def __init__(
-        self, blobs: Blobs, *, most: int = MOST_KEPT, most_bytes: int = MOST_KEPT_BYTES
+        self,
+        blobs: Blobs,
+        *,
+        most: int = MOST_KEPT,
+        most_bytes: int = MOST_KEPT_BYTES,
+        space: Space | None = None,
     ) -> None:
-        """`most` broken transfers of `most_bytes` together are kept."""
+        """`most` broken transfers of `most_bytes` together are kept; `space` bounds what is let in."""
+        self._space = space
         self._blobs = blobs
         self._most = most
         self._most_bytes = most_bytes
@@ -60,6 +67,7 @@ class Uploads:
         Raises:
             InvalidMessage: `ref` cannot be a blob.
             TransferBroken: There are not `offset` bytes here.
+            ServerBusy: The disk has no room for it.
         """
         path = self._path(client_id, ref)
         # One at a time: of two that had one file open, one could write into what is a blob by then.
@@ -67,10 +75,20 @@ class Uploads:
             self._end_open(client_id)
             if self._has_more:
                 self._trim()
+            if self._space is not None:
+                self._let_in(self._space, max(ref.size_bytes - offset, 0))
             upload = Upload(self, self._blobs, path, ref, offset)
             with self._lock:
                 self._open[client_id] = upload
         return upload
+
+    def _let_in(self, space: Space, size_bytes: int) -> None:
+        with self._lock:
+            coming = sum(
+                other.ref.size_bytes - other.received_bytes for other in self._open.values()
+            )
+        with self._blobs.disk_errors():
+            space.let_in(size_bytes, coming)
 
     def close(self) -> None:
         """The server ends; what has come stays."""

@@ -26,6 +26,7 @@ from coppice.wire.exchange import Known, known_masks
 from coppice.wire.status import CLIENT_KEY, ERROR_KEY
 from server import run_driver
 from server.announcer import Announcer
+from server.audit import Audit
 from server.blobs import Blobs
 from server.callers import Named
 from server.coordinator import Coordinator
@@ -92,6 +93,7 @@ class Host:
             self.resources.threads,
             "host",
             self.receipt_key,
+            Audit(self.resources),
         )
         server.add_generic_rpc_handlers((service.handlers(),))
         self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

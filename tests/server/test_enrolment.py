@@ -41,9 +41,9 @@ from server.access_records import AuditRecord
 from server.attempts import BURST
 from server.audit import Audit
 from server.authority import open_authority
-from server.callers import Certified
+from server.callers import Certified, address_of
 from server.config import Address
-from server.enrolment import EnrolmentService, address_of
+from server.enrolment import EnrolmentService
 from server.listeners import listen_for_devices, listen_for_strangers
 from server.members import Members
 from server.service import CoordinationService
@@ -88,6 +88,7 @@ class Ports:
             resources.threads,
             "host",
             self.host.receipt_key,
+            Audit(resources),
         )
         devices, self.address = listen_for_devices(ANY, service, self.authority)
         enrolling = EnrolmentService(self.members, coordinator, Audit(resources))

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def make(blobs: Blobs) -> Iterator[Callable[..., Uploads]]:
     """Those of a server that was started on the same folder."""
     with ExitStack() as opened:
 
-        def made(**bounds: int) -> Uploads:
+        def made(**bounds: Any) -> Uploads:
             uploads = Uploads(blobs, **bounds)
             opened.callback(uploads.close)
             return uploads
