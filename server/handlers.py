@@ -7,7 +7,7 @@ and logged with its sender like any other bad message.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NoReturn
 
@@ -88,12 +88,18 @@ class Service(ABC):
 
         return handle
 
-    def _stream(self, behaviour: Callable[..., AsyncIterator[Message]], kind: type[Message]) -> Any:
+    def _stream(
+        self, behaviour: Callable[..., AsyncGenerator[Message, None]], kind: type[Message]
+    ) -> Any:
         async def handle(request: bytes, context: Context) -> None:
             try:
                 with self.called(context) as caller:
-                    messages = behaviour(self._parse(kind, request), caller)
-                    await sent(messages, context.write, self.stall_seconds)
+                    try:
+                        messages = behaviour(self._parse(kind, request), caller)
+                        await sent(messages, context.write, self.stall_seconds)
+                    except CoppiceError as error:
+                        # Who does not read learns of it when it does: until then its call goes on.
+                        await self._refuse(error, context)
             except CoppiceError as error:
                 await self._refuse(error, context)
 

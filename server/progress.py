@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from coppice.errors import ServerBusy, TransferBroken
@@ -67,10 +68,13 @@ async def in_time(work: Awaitable[T], seconds: float) -> T:
 
 
 async def sent(
-    messages: AsyncIterator[Any], send: Callable[[Any], Awaitable[None]], stall_seconds: float
+    messages: AsyncGenerator[Any, None],
+    send: Callable[[Any], Awaitable[None]],
+    stall_seconds: float,
 ) -> None:
     """Send a stream for as long as its reader reads."""
     progress = Progress(stall_seconds)
-    async for message in messages:
-        await progress.of(send(message), "nothing was read")
-        progress.moved(message.ByteSize())
+    async with aclosing(messages):
+        async for message in messages:
+            await progress.of(send(message), "nothing was read")
+            progress.moved(message.ByteSize())

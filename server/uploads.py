@@ -41,7 +41,7 @@ class Uploads:
         most_bytes: int = MOST_KEPT_BYTES,
         space: Space | None = None,
     ) -> None:
-        """`most` broken transfers of `most_bytes` together are kept; `space` bounds what is let in."""
+        """`most` broken transfers of `most_bytes` together are kept; `space` bounds new ones."""
         self._space = space
         self._blobs = blobs
         self._most = most

@@ -229,7 +229,9 @@ class TestFile:
     def test_unknown_key_is_named_with_those_allowed(self, file: Path) -> None:
         assert self.error(file, 'lisent = "x"') == (
             f"{file}: lisent is not a key; "
-            "allowed are data, listen, enrolment, dashboard, dashboard_tls, insecure, "
+            "allowed are connections, dashboard_connections, calls, client_calls, stall_seconds, "
+            "enrolment_calls, disk_reserve_mb, run_disk_mb, "
+            "data, listen, enrolment, dashboard, dashboard_tls, insecure, "
             "certificate_days, "
             "grace_days, database, durable, name"
         )
