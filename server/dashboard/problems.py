@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
@@ -24,6 +25,7 @@ from coppice.errors import (
     Retryable,
     RoundClosed,
     RunFileError,
+    ServerBusy,
     StoreUnusable,
     UnknownBlob,
     UnknownMember,
@@ -72,7 +74,10 @@ def status_of(error: CoppiceError) -> int:
 def problem(error: CoppiceError, status: int | None = None) -> JSONResponse:
     """The answer that an error becomes."""
     body = Problem(error=type(error).__name__, message=str(error))
-    return JSONResponse(body.model_dump(), status or status_of(error))
+    headers = {}
+    if isinstance(error, ServerBusy) and error.retry_seconds > 0:
+        headers["Retry-After"] = str(math.ceil(error.retry_seconds))
+    return JSONResponse(body.model_dump(), status or status_of(error), headers)
 
 
 def explain_errors(app: FastAPI) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from coppice.errors import ServerBusy, ServerUnreachable
 from edge_client.backoff import FIRST_SECONDS, LONGEST_SECONDS, Backoff
 
 
@@ -34,3 +35,11 @@ def test_jitter_is_over_the_whole_range() -> None:
     assert all(0 <= wait <= LONGEST_SECONDS for wait in waits)
     assert min(waits) < 2
     assert max(waits) > 58
+
+
+def test_busy_server_is_left_alone_for_as_long_as_it_asks() -> None:
+    backoff = Backoff(Ceilings())
+    assert backoff.next_seconds(ServerBusy("", 30.0)) == 30
+    assert [backoff.next_seconds(ServerBusy("", 5.0)) for _ in range(3)] == [5, 5, 8]
+    assert backoff.next_seconds(ServerBusy("")) == 16
+    assert backoff.next_seconds(ServerUnreachable("")) == 32

@@ -16,6 +16,7 @@ from coppice.errors import (
     NameTaken,
     NotJoined,
     RoundClosed,
+    ServerBusy,
     ServerUnreachable,
 )
 from coppice.wire import coordination_pb2 as pb
@@ -299,3 +300,24 @@ def test_server_that_is_gone_gets_no_goodbye(setup: Setup) -> None:
         pass
     assert "could not be told" in setup.out.getvalue()
     assert setup.phase == "left"
+
+
+# ---- a busy server -------------------------------------------------------------------------------
+
+
+def test_device_comes_back_when_the_busy_server_says_and_tells_so(setup: Setup) -> None:
+    setup.link.meet(0.0)
+    setup.connection.polls = [ServerBusy("4000 calls go on", 12.5), ServerBusy("still", 7.0)]
+    setup.link.poll(pb.PollRequest())
+    assert setup.time.waits == [12.5, 7.0]
+    # The connection is good: to open another one would cost a busy server more.
+    assert "close" not in setup.connection.events
+    assert "4000 calls go on; the next attempt is in 12 s" in setup.out.getvalue()
+    assert "still; the next attempt is in 7 s" in setup.out.getvalue()
+    assert "lost" not in setup.out.getvalue()
+
+
+def test_first_contact_waits_for_a_busy_server_too(setup: Setup) -> None:
+    setup.connection.joins = [ServerBusy("too many", 9.0)]
+    setup.link.meet(60.0)
+    assert setup.time.waits == [9.0]

@@ -12,7 +12,14 @@ import pytest
 
 from coppice import errors
 from coppice.errors import CoppiceError, Fatal, Retryable
-from coppice.wire.status import ERROR_KEY, STATUS, error_from, status_of
+from coppice.wire.status import (
+    ERROR_KEY,
+    LONGEST_RETRY_SECONDS,
+    RETRY_KEY,
+    STATUS,
+    error_from,
+    status_of,
+)
 
 
 def tree(kind: type[CoppiceError] = CoppiceError) -> list[type[CoppiceError]]:
@@ -121,6 +128,44 @@ def test_metadata_of_others_are_passed_over() -> None:
 
 def test_an_error_without_a_call_is_an_unreachable_server() -> None:
     assert type(error_from(grpc.RpcError("no channel"))) is errors.ServerUnreachable
+
+
+# ---- a busy server -----------------------------------------------------------------------------
+
+
+def busy_for(text: str) -> float:
+    metadata = ((ERROR_KEY, "ServerBusy"), (RETRY_KEY, text))
+    found = error_from(FakeError(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", metadata))
+    assert isinstance(found, errors.ServerBusy)
+    return found.retry_seconds
+
+
+def test_callers_of_a_busy_server_are_told_different_times() -> None:
+    times = set()
+    for _ in range(50):
+        _, _, metadata = status_of(errors.ServerBusy("busy", 10.0))
+        times.add(busy_for(dict(metadata)[RETRY_KEY]))
+    assert len(times) > 40
+    assert 10 <= min(times) < 13
+    assert 17 < max(times) <= 20
+
+
+def test_busy_server_need_not_say_when() -> None:
+    assert [key for key, _ in status_of(errors.ServerBusy("busy"))[2]] == [ERROR_KEY]
+
+
+@pytest.mark.parametrize("text", ["", "-1", "soon", "1.5", "9" * 10, "٣", "1e3", "0x10"])
+def test_time_that_is_none_is_passed_over(text: str) -> None:
+    assert busy_for(text) == 0.0
+
+
+def test_nobody_waits_for_days_because_a_server_says_so() -> None:
+    assert busy_for("999999999") == LONGEST_RETRY_SECONDS
+
+
+def test_calls_that_grpc_itself_finds_too_many_are_a_busy_server() -> None:
+    error = FakeError(grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
+    assert type(error_from(error)) is errors.ServerBusy
 
 
 # ---- over loopback -----------------------------------------------------------------------------
