@@ -53,7 +53,14 @@ class _Bucket:
 class Attempts:
     """Counts attempts. Belongs to the event loop's thread."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, pace: Pace = ENROLMENT) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        pace: Pace = ENROLMENT,
+        whose: str = "address",
+    ) -> None:
+        """`whose` says what is counted by: an address, unless told otherwise."""
+        self._whose = whose
         self._clock = clock
         self._pace = pace
         self._total = _Bucket(pace.total_burst, clock())
@@ -70,7 +77,7 @@ class Attempts:
         # An address that tries too often takes nothing from the others.
         if not _take(bucket, pace.burst, pace.per_second, now):
             raise ServerBusy(
-                "too many attempts from this address; wait a minute and try again",
+                f"too many attempts from this {self._whose}; wait a minute and try again",
                 _retry_seconds(bucket, pace.per_second),
             )
         if not _take(self._total, pace.total_burst, pace.total_per_second, now):
@@ -100,5 +107,6 @@ def _network(address: str) -> str:
         if isinstance(ipaddress.ip_address(address), ipaddress.IPv6Address):
             return str(ipaddress.ip_network(f"{address}/64", strict=False))
     except ValueError:
-        return ""
+        # The name of a device, or nothing.
+        pass
     return address

@@ -27,11 +27,11 @@ class Refusals:
         name = type(error).__name__
         # A stranger may call itself anything: its name makes no kinds of its own.
         culprit, kind = (client_id, f"{name}: {error}"[:200]) if known else (None, name)
+        if is_busy := isinstance(error, ServerBusy):
+            # Not the device's fault; and to count these would make a busy server busier.
+            culprit, kind = None, f"{name}: {error}"
         logged = self._logged.setdefault(culprit, set())
         events = []
-        if isinstance(error, ServerBusy):
-            # Not the device's fault; and to count them would make a busy server busier.
-            known = False
         # A refused update has a line of its own, and is counted with it.
         if isinstance(error, UpdateRefused):
             return
@@ -39,7 +39,7 @@ class Refusals:
             logged.add(kind)
             text = f"refused {client_id or 'a caller without a name'}: {error}"
             events = [NewEvent("call_refused", text[:500], client_id=culprit)]
-        if known:
+        if known and not is_busy:
             await write(store.count_refusal, client_id, events=events)
         elif events:
             await write(store.append, events=events)

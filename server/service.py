@@ -86,7 +86,7 @@ class CoordinationService(Service):
         limits = limits if limits is not None else Limits()
         self.stall_seconds = limits.stall_seconds
         self._places = Places(limits.calls, limits.client_calls)
-        self._renewals = Attempts(pace=RENEWAL)
+        self._renewals = Attempts(pace=RENEWAL, whose="device")
 
     async def Join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:
         if request.protocol_version != PROTOCOL_VERSION:

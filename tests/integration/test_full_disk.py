@@ -16,6 +16,8 @@ from tests.integration.runs import APP, app_file, saved, simulated
 pytestmark = pytest.mark.timeout(300)
 
 DISK_BYTES = 256 * 2**20
+#: Else it would let no update in long before that.
+WITHOUT_RESERVE = ("--disk-reserve-mb", "0")
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def test_server_with_a_full_disk_stops_and_goes_on_when_there_is_room(
     disk: Path, tmp_path: Path, digits: dict[str, Path]
 ) -> None:
     text = app_file(stop="{ rounds = 2 }")
-    with Fleet(tmp_path, data=disk / "server") as fleet:
+    with Fleet(tmp_path, data=disk / "server", flags=WITHOUT_RESERVE) as fleet:
         server = fleet.server
         for name, path in digits.items():
             fleet.join(name, path, "--app", APP).gate.close()

@@ -6,7 +6,15 @@ import pytest
 
 from coppice.errors import ServerBusy
 from server import attempts
-from server.attempts import BURST, MOST_ADDRESSES, PER_SECOND, TOTAL_BURST, Attempts
+from server.attempts import (
+    BURST,
+    ENROLMENT,
+    MOST_ADDRESSES,
+    PER_SECOND,
+    TOTAL_BURST,
+    Attempts,
+    enrolment_pace,
+)
 
 
 class Clock:
@@ -76,3 +84,20 @@ def test_memory_is_bounded(tried: Attempts) -> None:
 
 def test_caller_without_an_address_counts_too(tried: Attempts) -> None:
     assert allowed(tried, "") == BURST
+
+
+def test_who_tries_too_often_is_told_when_to_come_back(tried: Attempts, clock: Clock) -> None:
+    allowed(tried, "10.0.0.1")
+    with pytest.raises(ServerBusy) as caught:
+        tried.count("10.0.0.1")
+    assert caught.value.retry_seconds == 1 / PER_SECOND
+    clock.now += caught.value.retry_seconds
+    tried.count("10.0.0.1")
+
+
+def test_larger_pace_lets_more_in(clock: Clock) -> None:
+    tried = Attempts(clock, enrolment_pace(600))
+    assert allowed(tried, "10.0.0.1") == 600
+    clock.now += 1
+    assert allowed(tried, "10.0.0.1") == 10
+    assert enrolment_pace(int(BURST)) == ENROLMENT

@@ -38,7 +38,7 @@ from server import coordinator as coordinator_module
 from server import members as members_module
 from server import service as service_module
 from server.access_records import AuditRecord
-from server.attempts import BURST
+from server.attempts import BURST, RENEWAL
 from server.audit import Audit
 from server.authority import open_authority
 from server.callers import Certified, address_of
@@ -244,6 +244,30 @@ def test_device_is_to_renew_after_half_the_time(tmp_path: Path) -> None:
         other = ports.request(ec.generate_private_key(ec.SECP256R1()))
         with pytest.raises(InvalidMessage, match="of another key"):
             await ports.device(renewed, "Renew", pb.RenewRequest(signing_request=other))
+        line = audit(ports)[-1]
+        assert (line.who, line.role, line.address) == ("pi-1", "device", "127.0.0.1")
+        assert (line.action, line.outcome) == ("renew", "refused")
+        assert "of another key" in line.detail
+
+    play(tmp_path, scene)
+
+
+def test_device_that_renews_all_the_time_is_told_to_wait(tmp_path: Path) -> None:
+    async def scene(ports: Ports) -> None:
+        _, token = await ports.members.create_token(1, 100.0)
+        got = await ports.enrol(token)
+        again = pb.RenewRequest(signing_request=ports.request())
+        for _ in range(int(RENEWAL.burst)):
+            await ports.device(got, "Renew", again)
+        with pytest.raises(ServerBusy, match="too many attempts from this device"):
+            await ports.device(got, "Renew", again)
+        line = audit(ports)[-1]
+        assert (line.who, line.action, line.outcome) == ("pi-1", "renew", "refused")
+        # That is nothing to another device.
+        ports.key = ec.generate_private_key(ec.SECP256R1())
+        _, second = await ports.members.create_token(1, 100.0)
+        other = await ports.enrol(second, name="pi-2")
+        await ports.device(other, "Renew", pb.RenewRequest(signing_request=ports.request()))
 
     play(tmp_path, scene)
 
