@@ -42,7 +42,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Fleet(tmp_path_factory.mktemp("secure"), secure=True, flags=FLAGS) as fleet:
+    flags = (*FLAGS, "--dashboard-tls", "true")
+    with Fleet(tmp_path_factory.mktemp("secure"), secure=True, flags=flags) as fleet:
         yield fleet.server
 
 
@@ -90,8 +91,13 @@ def test_handshake_that_does_not_go_on_is_ended(
     before = held(secure)
     with ExitStack() as stack:
         lines = []
-        for address in (secure.address, str(secure._enrolment)):
-            for _ in range(CONNECTIONS // 2):
+        page = urlsplit(secure.url).netloc
+        for address, count in (
+            (secure.address, CONNECTIONS // 2),
+            (str(secure._enrolment), CONNECTIONS // 2),
+            (page, PAGES // 4),
+        ):
+            for _ in range(count):
                 line = stack.enter_context(connected(address))
                 line.sendall(said)
                 lines.append(line)
