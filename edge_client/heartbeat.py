@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from coppice.errors import CoppiceError
+from coppice.errors import CoppiceError, ServerBusy
 from coppice.wire import coordination_pb2 as pb
 from edge_client.connection import Connection
 from edge_client.meter import Meter, resident_bytes
@@ -15,6 +15,8 @@ from edge_client.stop import Stopped
 SHORTEST_SECONDS = 0.05
 LONGEST_SECONDS = 60.0
 _JOIN_SECONDS = 2.0
+#: However busy a server is: after longer ones it may take this device for lost.
+_LONGEST_SILENCE_SECONDS = 20.0
 
 
 class Heartbeat:
@@ -28,6 +30,13 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
         #: The task being worked on, and its meter. Replaced as one, so no lock is needed.
         self._work: tuple[int, Meter] | None = None
+        #: How long a busy server wants to hear nothing.
+        self._asked_seconds = 0.0
+
+    @property
+    def pause_seconds(self) -> float:
+        """Until the next beat."""
+        return max(self.interval_seconds, self._asked_seconds)
 
     def start(self, interval_seconds: float) -> None:
         """Beat this often from now on; also after a server said otherwise."""
@@ -55,7 +64,7 @@ class Heartbeat:
             self._thread.join(_JOIN_SECONDS)
 
     def _run(self) -> None:
-        while not self._ended.wait(self.interval_seconds):
+        while not self._ended.wait(self.pause_seconds):
             self._connection.progress.check()
             self._beat()
 
@@ -73,7 +82,11 @@ class Heartbeat:
             )
         try:
             reply = self._connection.heartbeat(request)
+        except ServerBusy as error:
+            self._asked_seconds = min(error.retry_seconds, _LONGEST_SILENCE_SECONDS)
+            return
         except (CoppiceError, Stopped):
             return
+        self._asked_seconds = 0.0
         if work is not None and reply is not None and not reply.wanted:
             work[1].abandon()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from coppice.errors import NotJoined, ServerUnreachable, TaskAbandoned
+from coppice.errors import NotJoined, ServerBusy, ServerUnreachable, TaskAbandoned
 from coppice.wire import coordination_pb2 as pb
 from edge_client.connection import Connection
 from edge_client.heartbeat import LONGEST_SECONDS, SHORTEST_SECONDS, Heartbeat
@@ -132,3 +132,16 @@ def test_beats_tell_how_much_is_fetched(heartbeat: Heartbeat, listener: Listener
     assert not listener.wait_for(1).HasField("fetched")
     listener.progress.has_fetched(0.25)
     assert listener.wait_for(2).fetched == 0.25
+
+
+@pytest.mark.parametrize(("asked", "pause"), [(5.0, 5.0), (0.0, 1.0), (600.0, 20.0)])
+def test_busy_server_hears_nothing_for_as_long_as_it_asks(
+    listener: Listener, asked: float, pause: float
+) -> None:
+    beating = Heartbeat(listener)
+    beating.interval_seconds = 1.0
+    listener.failures.append(ServerBusy("busy", asked))
+    beating._beat()
+    assert beating.pause_seconds == pause
+    beating._beat()
+    assert beating.pause_seconds == 1.0

@@ -71,6 +71,17 @@ def ends(line: socket.socket) -> bool:
     return True
 
 
+def is_open(line: socket.socket) -> bool:
+    """Whether the server has not closed the connection yet."""
+    line.setblocking(False)
+    try:
+        while line.recv(65536):
+            pass
+    except BlockingIOError:
+        return True
+    return False
+
+
 def held(server: Server) -> tuple[int, int]:
     """Open files and threads of the server."""
     process = psutil.Process(server.program.process.pid)
@@ -159,10 +170,11 @@ def answers(server: Server) -> bool:
 
 def test_port_has_so_many_connections_and_no_more(server: Server) -> None:
     with ExitStack() as stack:
-        for _ in range(CONNECTIONS):
-            stack.enter_context(connected(server.address))
+        lines = [stack.enter_context(connected(server.address)) for _ in range(CONNECTIONS)]
         late = stack.enter_context(connected(server.address))
         assert ends(late)
+        # Who came before is not closed before its time for a handshake is over.
+        assert is_open(lines[0])
     until(lambda: joins(server), "others come in again")
 
 
