@@ -22,6 +22,7 @@ from coppice.local_training import LocalTraining
 from coppice.method import method_names, settings_type
 from coppice.protection import ProtectionSpec
 from server.config import ServerConfig
+from server.limits import Limits
 from server.run_file import parse_run_file
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +109,16 @@ def test_every_key_of_a_run_file_is_documented_with_its_default(heading: str) ->
 def test_every_key_of_the_server_is_documented() -> None:
     keys = {field.name for field in dataclasses.fields(ServerConfig)}
     assert sections("configuration.md")["The server"].keys() == keys
+
+
+def test_every_limit_of_the_server_is_documented_with_its_default() -> None:
+    documented, flags = sections("configuration.md")["The server"], sections("commands.md")
+    for item in dataclasses.fields(Limits):
+        assert documented[item.name] == f"{item.default:g}"
+        flag = f"--{item.name.replace('_', '-')}"
+        text = (ROOT / "docs" / "commands.md").read_text()
+        assert flag in flags["fedserver start"]
+        assert re.search(rf"`{flag} [A-Z]+` \| .* default {item.default:g} \|", text)
 
 
 def test_every_exit_code_is_documented() -> None:
