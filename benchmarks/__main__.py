@@ -14,6 +14,7 @@ SCENARIOS = (
     "coordination",
     "device-memory",
     "fashion",
+    "faults",
     "fuzzing",
     "held-classes",
     "kernels",

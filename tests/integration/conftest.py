@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.fleet import ROOT, Fleet
 from coppice.partition import IidPartitioner
-from tests.integration.fleet import ROOT, Fleet
 from tests.integration.runs import APP
 
 DEVICES = ("pi-1", "pi-2", "pi-3")

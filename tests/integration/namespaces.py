@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.integration.fleet import PATIENCE_SECONDS, ROOT, Outcome, environment, until
+from benchmarks.fleet import PATIENCE_SECONDS, ROOT, Outcome, environment, until
 
 
 def trouble() -> str:

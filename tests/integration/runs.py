@@ -36,7 +36,7 @@ def run_file(**keys: str | None) -> str:
 
 def app_file(**keys: str | None) -> str:
     """The same with the app of these tests."""
-    return run_file(app=f'"{APP.name}"', model=None, data=None, **keys)
+    return run_file(app=f'"{APP}"', model=None, data=None, **keys)
 
 
 def simulated(text: str, data: Mapping[str, Path]) -> dict[str, bytes]:

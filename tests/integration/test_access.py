@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fleet import Fleet, Server, call
 from coppice.errors import NotAllowed, NotLoggedIn, ServerUnreachable
 from server.api_client import ApiClient, Where
 from server.authority import open_authority
-from tests.integration.fleet import Fleet, Server, call
 
 SERVER = "server"
 TLS = ("--dashboard-tls", "true")

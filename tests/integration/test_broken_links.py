@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faulty_link import Fault, FaultyLink, Kind, Way, random_cuts
-from tests.integration.fleet import PATIENCE_SECONDS, Fleet, Server
+from benchmarks.fleet import PATIENCE_SECONDS, Fleet, Server
 from tests.integration.runs import run_file, saved, simulated
 
 #: Updates of 4 MB: many chunks, so that there is a middle to break off in.
@@ -87,7 +87,7 @@ def test_client_killed_in_its_upload_delivers_what_it_had_finished(
     assert link.wait_for(1, PATIENCE_SECONDS)
     device.kill()
     link.release()
-    device.start(link.address)
+    device.start(wired.server, address=link.address)
     wired.finishes(run_id, digits)
     wired.sent_bytes_are_bounded("pi-2")
     assert "the update that was finished before has arrived" in device.program.printed

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fleet import Fleet, until
 from edge_client.status import read_status
-from tests.integration.fleet import Fleet, until
 from tests.integration.runs import APP, app_file
 
 ROOMS = {"pi-1": "kitchen", "pi-2": "kitchen", "pi-3": "hall"}

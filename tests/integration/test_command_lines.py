@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.fleet import ANY_PORT, PATIENCE_SECONDS, Fleet, Outcome, Server, call
 from server.config import WHERE_FILE
-from tests.integration.fleet import ANY_PORT, PATIENCE_SECONDS, Fleet, Outcome, Server, call
 from tests.integration.runs import APP, run_file
 
 SERVER, CLIENT = "server", "edge_client"

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.fleet import ROOT, Program, until
 from coppice.errors import ServerUnreachable
 from server.api_client import ApiClient
-from tests.integration.fleet import ROOT, Program, until
 
 
 @pytest.mark.parametrize("moment", ["pi-3: ", "round   2/20"], ids=["starting", "training"])

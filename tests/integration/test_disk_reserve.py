@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.integration.fleet import Fleet, until
+from benchmarks.fleet import Fleet, until
 from tests.integration.runs import run_file
 
 #: More than any disk has.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.fleet import Fleet
+from benchmarks.fleet import Fleet
 from tests.integration.runs import app_file, run_file, saved, simulated
 
 RUNS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.fleet import Fleet
+from benchmarks.fleet import Fleet
 from tests.integration.runs import APP, app_file, saved, simulated
 
 # After a failed attempt devices wait, and longer each time.

@@ -15,13 +15,13 @@ import grpc
 import pytest
 import torch
 
+from benchmarks.fleet import Fleet, Server
 from coppice.domain import PROTOCOL_VERSION
 from coppice.tensors import Payload, dense_group
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.payload import encode
 from server.records import UpdateRecord
 from tests.integration.caller import Caller, Refused, decode, idle_update, push_parts
-from tests.integration.fleet import Fleet, Server
 from tests.integration.runs import run_file
 
 ROUNDS = 200

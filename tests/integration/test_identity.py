@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.fleet import Fleet, call, until
+from benchmarks.fleet import Fleet, call, until
 from tests.integration.runs import APP, app_file, run_file
 
 CLIENT, SERVER = "edge_client", "server"

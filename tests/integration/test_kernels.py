@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.fleet import Fleet
 from coppice.tensors import dense_tensors, masks_of
-from tests.integration.fleet import Fleet
 from tests.integration.runs import as_bytes, simulated_model
 from tests.integration.test_prunefl import MLP, finished, last_model, prunefl_file
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from tests.integration.fleet import Fleet
+from benchmarks.fleet import Fleet
 from tests.integration.runs import app_file, saved, simulated
 
 

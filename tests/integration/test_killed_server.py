@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fleet import Fleet, Server, until
 from coppice.domain import ClientId, TaskKind
 from server.config import WHERE_FILE
 from server.records import RoundState
-from tests.integration.fleet import Fleet, Server, until
 from tests.integration.runs import app_file, saved, simulated
 
 TRIES = 5

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.integration.fleet import ROOT, Device, Fleet
+from benchmarks.fleet import ROOT, Device, Fleet
 
 EXAMPLES = ROOT / "docs" / "examples"
 APP = EXAMPLES / "my_app.py"

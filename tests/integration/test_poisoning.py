@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.fleet import ROOT, Fleet, Program, call, until
 from coppice.partition import IidPartitioner
-from tests.integration.fleet import ROOT, Fleet, Program, call, until
 from tests.integration.runs import run_file, saved, simulated
 
 #: The hostile ones, and what each does to its updates (`benchmarks/hostile_client.py`).

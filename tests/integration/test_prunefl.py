@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.fleet import Fleet, Server, call, until
 from coppice import tree
 from coppice.methods.prunefl.server import State
 from coppice.model_file import load_weights, read_info
 from coppice.tensors import Weights, dense_tensors
 from server.blobs import Blobs
-from tests.integration.fleet import Fleet, Server, call, until
 from tests.integration.runs import app_file, as_bytes, run_file, saved, simulated
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.fleet import Fleet, call, until
 from coppice.model_file import load_model, read_info
-from tests.integration.fleet import Fleet, call, until
 from tests.integration.runs import run_file, saved
 
 ENDLESS = "{ rounds = 1000000 }"

@@ -16,11 +16,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from benchmarks.fleet import Fleet, Outcome, Server, call
 from coppice.domain import PROTOCOL_VERSION, SERVER_TLS_NAME
 from coppice.join_token import new_secret, parse_token
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.status import CLIENT_KEY
-from tests.integration.fleet import Fleet, Outcome, Server, call
 
 CLIENT = "edge_client"
 _OPTIONS = (

@@ -1,4 +1,4 @@
-"""The real programs as processes of a test: a server, its devices, and what the server tells."""
+"""The real programs as processes: a server, its devices, and what the server tells."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ Flags = tuple[object, ...]
 
 INSECURE: Flags = ("--insecure",)
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).parents[1]
 ANY_PORT = "127.0.0.1:0"
 
 #: Nothing takes so long, even on a busy machine; a test that waits for longer has failed.
@@ -55,13 +54,16 @@ class Program:
 
     @property
     def printed(self) -> str:
+        """What it has written to its terminal, so far."""
         return self.log.read_text()
 
     @property
     def is_running(self) -> bool:
+        """Whether it has not ended."""
         return self.process.poll() is None
 
     def send(self, number: int) -> None:
+        """A signal."""
         self.process.send_signal(number)
 
     def wait(self, seconds: float = PATIENCE_SECONDS) -> int:
@@ -69,6 +71,7 @@ class Program:
         return self.process.wait(seconds)
 
     def terminate(self) -> int:
+        """SIGTERM; the exit code."""
         self.send(signal.SIGTERM)
         return self.wait()
 
@@ -79,27 +82,46 @@ class Program:
         self.process.wait(PATIENCE_SECONDS)
 
     def close(self) -> None:
+        """End it, and show the last of what it printed: a test that failed needs it."""
         self.kill()
-        print(f"---- {self.log.name}\n" + "\n".join(self.printed.splitlines()[-_TAIL_LINES:]))
+        print(f"---- {self.log.name}\n{self.tail}")
+
+    @property
+    def tail(self) -> str:
+        """The last of what it printed."""
+        return "\n".join(self.printed.splitlines()[-_TAIL_LINES:])
 
 
 class Server:
     """`fedserver start` on one data folder; killed, it can be started again on the same ports."""
 
     def __init__(
-        self, folder: Path, data: Path | None = None, *, secure: bool = False, flags: Flags = ()
+        self,
+        folder: Path,
+        data: Path | None = None,
+        *,
+        secure: bool = False,
+        flags: Flags = (),
+        module: str = "-m server",
+        **variables: str,
     ) -> None:
+        """`module` may be another program that takes its command line, with these variables."""
         self.data = data or folder / "server"
         self.log = folder / "server.log"
         self.secure = secure
         self._flags = flags
+        self._module = module
+        self._variables = variables
         self._listen = self._enrolment = self._dashboard = ANY_PORT
 
     def start(self) -> Server:
+        """Returns once it can be called."""
         ports = ("--listen", self._listen, "--dashboard", self._dashboard)
         access = ("--enrolment", self._enrolment) if self.secure else INSECURE
         arguments = ("--data", self.data, *ports, *access, *self._flags)
-        self.program = Program(self.log, "-m server", "start", *arguments, "--durable", "true")
+        self.program = Program(
+            self.log, self._module, "start", *arguments, "--durable", "true", **self._variables
+        )
         where = until(self._where, "the server is up", self.program)
         self.address = self._listen = str(where["grpc"])
         self._enrolment = str(where["enrolment"])
@@ -120,10 +142,12 @@ class Server:
         return ("--token", self.token()) if self.secure else INSECURE
 
     def token(self, uses: int = 1, valid_seconds: float = 3600.0) -> str:
+        """A new one, to join with."""
         made = self.api.post("/tokens", {"uses": uses, "valid_seconds": valid_seconds})
         return str(made["token"])
 
     def kill(self) -> None:
+        """SIGKILL."""
         self.program.kill()
 
     def restart(self) -> None:
@@ -132,9 +156,11 @@ class Server:
         self.start()
 
     def close(self) -> None:
+        """End it."""
         self.program.close()
 
-    def submit(self, text: str, folder: Path = HERE) -> int:
+    def submit(self, text: str, folder: Path = ROOT) -> int:
+        """Queue a run; `folder` is where the paths in its file begin."""
         run_id: int = self.api.post("/runs", {"toml": text, "folder": str(folder)})["run_id"]
         return run_id
 
@@ -155,10 +181,12 @@ class Server:
         return run
 
     def status(self) -> dict[str, Any]:
+        """What the server is at."""
         status: dict[str, Any] = self.api.get("/status")
         return status
 
     def ledger(self, run_id: int) -> list[dict[str, Any]]:
+        """What became of each task of a run."""
         rows: list[dict[str, Any]] = self.api.get(f"/runs/{run_id}/ledger")
         return rows
 
@@ -203,6 +231,7 @@ class News:
             self._changed.notify_all()
 
     def wait_for(self, kind: str, fields: Mapping[str, object]) -> dict[str, Any]:
+        """As `Server.wait_for`."""
         wanted = {"kind": kind, **fields}
 
         def found() -> dict[str, Any] | bool:
@@ -223,10 +252,17 @@ class Device:
     """`fedclient join`; killed, it can be started again with the same state."""
 
     def __init__(
-        self, name: str, folder: Path, data: Path, *flags: object, module: str = "-m edge_client"
+        self,
+        name: str,
+        folder: Path,
+        data: Path,
+        *flags: object,
+        module: str = "-m edge_client",
+        **variables: str,
     ) -> None:
-        """`module` may be another program that takes its command line."""
+        """`module` may be another program that takes its command line, with these variables."""
         self._module = module
+        self._variables = variables
         self.name = name
         self.data = data
         self.state = folder / name
@@ -234,27 +270,29 @@ class Device:
         self.gate = Gate(folder / f"{name}.gate")
         self._flags = flags
 
-    def start(self, server: Server | str, *flags: object, address: str | None = None) -> Device:
-        """`address` is where the server is for this device, if not at its own."""
-        if isinstance(server, str):
-            address, access = server, INSECURE
-        else:
-            # Who was let in once needs no token any more.
-            known = server.secure and (self.state / "membership.json").exists()
-            address, access = address or server.address, () if known else server.access
+    def start(
+        self, server: Server, *flags: object, address: str | None = None, **variables: str
+    ) -> Device:
+        """`address` is where it finds the server, if not at the server's own."""
+        # Who was let in once needs no token any more.
+        known = server.secure and (self.state / "membership.json").exists()
+        access = () if known else server.access
         arguments = ("--name", self.name, "--data", self.data, "--state", self.state)
         self.program = Program(
             self.log,
             self._module,
-            *("join", address, *access, *arguments, "--threads", "1", *self._flags, *flags),
-            GATE=str(self.gate.path),
+            *("join", address or server.address, *access, *arguments),
+            *("--threads", "1", *self._flags, *flags),
+            **{"GATE": str(self.gate.path), **self._variables, **variables},
         )
         return self
 
     def kill(self) -> None:
+        """SIGKILL."""
         self.program.kill()
 
     def close(self) -> None:
+        """End it."""
         self.gate.open()
         self.program.close()
 
@@ -268,12 +306,14 @@ class Gate:
         self._held: list[socket.socket] = []
 
     def close(self) -> None:
+        """Hold who comes to it."""
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.settimeout(PATIENCE_SECONDS)
         self._listener.bind(str(self.path))
         self._listener.listen()
 
     def wait_until_reached(self) -> None:
+        """Returns when a device is held."""
         assert self._listener is not None
         self._held.append(self._listener.accept()[0])
 
@@ -315,7 +355,7 @@ class Fleet:
         module: str = "-m edge_client",
         address: str | None = None,
     ) -> Device:
-        """A device that finds the server at `address`, if not at the server's own."""
+        """`address` and `module` as a `Device` takes them."""
         device = self.devices[name] = Device(name, self.folder, data, *flags, module=module)
         device.start(self.server, address=address)
         self._open.callback(device.close)
@@ -324,6 +364,8 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Outcome:
+    """What came of a program."""
+
     code: int
     out: str
     err: str
