@@ -25,6 +25,7 @@ from coppice.model_file import load_weights
 from coppice.partition import IidPartitioner
 from coppice.tensors import dense_tensors
 from edge_client.receipts import Receipts
+from edge_client.status import read_status
 
 SERVER = "server"
 NAMES = ("pi-1", "pi-2", "pi-3")
@@ -180,6 +181,22 @@ class Cluster:
         """What `glance` gives, once it gives something."""
         return until(glance, what)
 
+    def calm(self) -> None:
+        """No fault is still to come."""
+        for name in (SERVER, *NAMES):
+            self.doom(name).withdraw()
+        for link in self.links.values():
+            link.clear()
+
+    def all_are_here(self) -> bool:
+        """Whether all devices wait for work, and the server hears them."""
+        clients = self.server.api.get("/clients")
+        heard = sum(client["presence"] == "idle" for client in clients)
+        told = (read_status(device.state / "status.json") for device in self.devices.values())
+        return heard == len(NAMES) and all(
+            status is not None and status.phase == "waiting" for status in told
+        )
+
     def run_once(self) -> Reference:
         """The reference."""
         for name in (SERVER, *NAMES):
@@ -258,7 +275,8 @@ class Trial:
         self.notes: list[str] = []
 
     def submit(self, text: str = TEXT) -> None:
-        """The run begins."""
+        """The run begins, with all devices."""
+        self.cluster.until(self.cluster.all_are_here, "all devices are here")
         self.run_id = self.cluster.server.submit(text)
 
     def device(self) -> str:

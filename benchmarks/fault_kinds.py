@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -25,6 +26,7 @@ _SERVER_PHASES = [phase for phase in LINES["server"] if phase != _MIGRATING]
 #: What a process ends with that says what is wrong with this machine.
 _MACHINE = 7
 _LEASE_SECONDS = 15.0
+_GOODBYE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,16 @@ def _both_killed(trial: Trial) -> None:
 
 
 def _link_cut(trial: Trial) -> None:
+    before = sum(len(link.happened) for link in trial.cluster.links.values())
     for name in NAMES:
         seed = trial.chance.randrange(2**32)
         trial.cluster.links[name].add(*random_cuts(seed, 3, UPDATE_BYTES))
     trial.submit()
+    trial.cluster.ended(trial.run_id)
+    cuts = sum(len(link.happened) for link in trial.cluster.links.values())
+    trial.notes.append(f"{cuts - before} cuts")
+    if cuts == before:
+        raise AssertionError("no link was cut")
 
 
 def _link_held(trial: Trial) -> None:
@@ -166,6 +174,9 @@ def _device_disk_full(trial: Trial) -> None:
 
 
 def _back_if_ended(trial: Trial, name: str) -> None:
+    # What says why it ends may not have ended yet.
+    with suppress(subprocess.TimeoutExpired):
+        trial.cluster.program(name).wait(_GOODBYE_SECONDS)
     is_running = trial.cluster.program(name).is_running
     trial.notes.append(f"{name} {'went on' if is_running else 'ended'}")
     if not is_running:

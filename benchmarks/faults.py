@@ -121,8 +121,7 @@ def _tried_once(
             outcome = f"traceback in {', '.join(logs)}"
     except (AssertionError, CoppiceError, subprocess.TimeoutExpired) as error:
         outcome = f"failed: {str(error).splitlines()[0]}"
-    for name in (SERVER, *NAMES):
-        cluster.doom(name).withdraw()
+    cluster.calm()
     seconds = time.monotonic() - began
     return Case(kind.name, number, outcome, lost, twice, tuple(trial.notes), seconds)
 

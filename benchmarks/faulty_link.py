@@ -95,6 +95,12 @@ class FaultyLink:
         with self._changed:
             self._faults.extend(faults)
 
+    def clear(self) -> None:
+        """Forget the faults that are still to come, and end a hold."""
+        with self._changed:
+            self._faults.clear()
+        self.release()
+
     def wait_for(self, count: int, seconds: float) -> bool:
         """Whether so many faults have happened, waiting so long for them."""
         with self._changed:

@@ -88,7 +88,7 @@ class PrivateState:
                     self._version(old).unlink(missing_ok=True)
 
     def take_back(self, task_id: int) -> None:
-        """The server refused this task's update after its receipt: the version before counts."""
+        """This task's update does not count in spite of its receipt: the version before does."""
         if self._versions()[-1:] == [task_id]:
             with reporting(self._folder, REMEDY):
                 self._version(task_id).unlink(missing_ok=True)

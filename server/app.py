@@ -48,6 +48,7 @@ from server.presence import Presence
 from server.receipt_key import open_receipt_key
 from server.resources import Resources
 from server.service import CoordinationService
+from server.soundness import check_blobs
 from server.space import Space
 from server.store import Store
 from server.submission import submit
@@ -86,9 +87,21 @@ class Server:
         for name in ("", "blobs", "apps", "models"):
             _make_folder(config.data / name)
         store = Store(config.database, durable=config.durable)
+        try:
+            await self._open(store)
+        except BaseException:
+            with contextlib.suppress(StoreUnusable, DiskFull):
+                store.release_lease(self._owner)
+            # So that no log is left beside the database, which would not fit a copy put back.
+            store.close()
+            raise
+
+    async def _open(self, store: Store) -> None:
+        config = self._config
         store.migrate()
         store.take_lease(self._owner, time.time())
         blobs = Blobs(config.data / "blobs", durable=config.durable)
+        check_blobs(store, blobs, time.time())
         self._resources = Resources(
             store=store,
             blobs=blobs,
@@ -102,11 +115,7 @@ class Server:
         )
         self._coordinator = Coordinator(self._resources)
         self._audit = Audit(self._resources)
-        try:
-            await self._open_ports()
-        except BaseException:
-            store.release_lease(self._owner)
-            raise
+        await self._open_ports()
 
     async def _open_ports(self) -> None:
         config, resources = self._config, self._resources

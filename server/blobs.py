@@ -84,6 +84,11 @@ class Blobs:
             raise _unknown(digest)
         return path
 
+    def count(self) -> int:
+        """How many are there."""
+        with self.disk_errors():
+            return sum(bool(_DIGEST.fullmatch(path.name)) for path in self.folder.iterdir())
+
     def has(self, digest: str) -> bool:
         """Whether a blob is there, whole."""
         return self._path(digest).is_file()

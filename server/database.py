@@ -79,6 +79,17 @@ class Database:
         with self._turn, self._errors(), self._writing.begin() as connection:
             yield connection
 
+    def check(self) -> None:
+        """StoreUnusable when an SQLite file is damaged: read whole, so once at a start."""
+        if self._url.get_backend_name() != "sqlite":
+            return
+        with self.read() as connection:
+            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        if found != "ok":
+            raise StoreUnusable(
+                f"{self._name} is damaged; put back a copy of it or use another store"
+            )
+
     def migrate(self) -> None:
         """Bring the tables to this version's state, in one transaction.
 

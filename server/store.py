@@ -54,7 +54,8 @@ class Store(StoreAccess):
         super().__init__(Database(url, durable=durable))
 
     def migrate(self) -> None:
-        """Make the tables, or bring them to this version's state."""
+        """Make the tables, or bring them to this version's state, if the database is sound."""
+        self._database.check()
         self._database.migrate()
 
     def close(self) -> None:

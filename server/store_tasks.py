@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from coppice.domain import BlobRef, ClientId, Metrics, TaskKind
 from coppice.errors import RoundClosed, UnknownTask, UpdateRefused
@@ -39,6 +39,12 @@ _CLOSE_TASKS = (
     .where(of_round(tables.tasks), tables.tasks.c.kind == bindparam("of_kind"))
     .values(closed=True)
 )
+_OPEN_TASKS = (
+    update(tables.tasks)
+    .where(of_round(tables.tasks), tables.tasks.c.kind == bindparam("of_kind"))
+    .values(closed=False)
+)
+_FORGET_UPDATE = delete(tables.updates).where(tables.updates.c.task_id == bindparam("of_task"))
 _SPEC = select(tables.payload_specs.c.spec_digest).where(
     tables.payload_specs.c.spec_digest == bindparam("of_digest")
 )
@@ -160,6 +166,14 @@ class StoreTasks(StoreClients):
             received_at=now,
             counted=False,
         )
+
+    def forget_update(self, task: TaskRecord, now: float, events: Sequence[NewEvent] = ()) -> None:
+        """The stored answer to a task cannot be read: its round takes answers again."""
+        with self._write() as connection:
+            connection.execute(_FORGET_UPDATE, {"of_task": task.task_id})
+            here = the_round(task.run_id, task.round_number)
+            connection.execute(_OPEN_TASKS, here | {"of_kind": task.kind})
+            self._append(connection, events, now)
 
     def close_tasks(
         self,

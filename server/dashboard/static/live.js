@@ -12,6 +12,7 @@ const CHANGES = {
   run_ended: ["status", "runs", ...OF_A_RUN],
   tasks_committed: ["status", "clients", "rounds"],
   update_stored: ["status", "clients", "rounds"],
+  update_damaged: ["status", "clients", "rounds"],
   aggregation_started: ["status"],
   round_committed: ["status", "runs", "rounds"],
   round_failed: ["status", "runs", "rounds"],
