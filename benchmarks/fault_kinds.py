@@ -16,7 +16,8 @@ from pathlib import Path
 from benchmarks.doomed import LINES, UPLOADING, WAITING
 from benchmarks.fault_cluster import NAMES, ROUNDS, SERVER, TEXT, UPDATE_BYTES, Trial
 from benchmarks.faulty_link import Fault as Break
-from benchmarks.faulty_link import Kind, Way, random_cuts
+from benchmarks.faulty_link import FaultyLink, Kind, Way, random_cuts
+from benchmarks.fleet import PATIENCE_SECONDS
 
 DAY_SECONDS = 86400
 _MIGRATING = "migrating"
@@ -114,32 +115,36 @@ def _link_cut(trial: Trial) -> None:
 
 def _link_held(trial: Trial) -> None:
     """Nothing comes through for a while, without a word."""
-    link = trial.cluster.links[trial.device()]
     way = trial.chance.choice(list(Way))
-    link.add(Break(way, trial.chance.randrange(UPDATE_BYTES), Kind.HOLD))
-    trial.submit()
-    _happens(link.wait_for, len(link.happened) + 1)
+    broken = Break(way, trial.chance.randrange(UPDATE_BYTES), Kind.HOLD)
+    link = _submitted_and_broken(trial, trial.device(), broken)
     trial.pause(15.0)
     link.release()
 
 
 def _back_too_late(trial: Trial) -> None:
     """The round has gone on without it."""
-    name = trial.device()
-    link = trial.cluster.links[name]
-    link.add(Break(Way.UP, trial.chance.randrange(UPDATE_BYTES), Kind.HOLD))
-    trial.submit(
-        TEXT.replace("quorum = 3, gather_seconds = 300", "quorum = 2, gather_seconds = 5").replace(
-            "cohort = {", "cohort = { lost_after_seconds = 10,"
-        )
+    # So much goes up with an update only.
+    sent_bytes = trial.chance.randrange(UPDATE_BYTES // 4, UPDATE_BYTES)
+    text = TEXT.replace(
+        "quorum = 3, gather_seconds = 300",
+        "quorum = 2, gather_seconds = 5, lost_after_seconds = 10",
     )
+    broken = Break(Way.UP, sent_bytes, Kind.HOLD)
+    link = _submitted_and_broken(trial, trial.device(), broken, text)
     trial.cluster.ended(trial.run_id)
     link.release()
 
 
-def _happens(wait_for: Callable[[int, float], bool], count: int) -> None:
-    if not wait_for(count, 90.0):
+def _submitted_and_broken(trial: Trial, name: str, broken: Break, text: str = TEXT) -> FaultyLink:
+    """The device's link, once that has happened to it."""
+    link = trial.cluster.links[name]
+    count = len(link.happened) + 1
+    link.add(broken)
+    trial.submit(text)
+    if not link.wait_for(count, PATIENCE_SECONDS):
         raise AssertionError("the link was not used so much")
+    return link
 
 
 # ---- disks ----
@@ -189,7 +194,7 @@ def _filled(trial: Trial, folder: Path) -> Iterator[None]:
     """But for a few bytes, for something to begin and not to end."""
     filler = folder / "filler"
     free = os.statvfs(folder)
-    left = trial.chance.randrange(UPDATE_BYTES // 2)
+    left = trial.chance.randrange(UPDATE_BYTES // 8, UPDATE_BYTES // 2)
     with filler.open("wb", buffering=0) as file, suppress(OSError):
         os.posix_fallocate(file.fileno(), 0, max(1, free.f_bavail * free.f_frsize - left))
     try:
@@ -218,10 +223,7 @@ def _outbox_damaged(trial: Trial) -> None:
 
 def _download_damaged(trial: Trial) -> None:
     name = trial.device()
-    link = trial.cluster.links[name]
-    link.add(Break(Way.DOWN, UPDATE_BYTES // 2))
-    trial.submit()
-    _happens(link.wait_for, len(link.happened) + 1)
+    _submitted_and_broken(trial, name, Break(Way.DOWN, UPDATE_BYTES // 2))
     trial.cluster.kill(name)
     _damage_all(trial, trial.cluster.devices[name].state.glob("downloads/*.part"))
     trial.cluster.start(name)
@@ -238,11 +240,8 @@ def _upload_damaged(trial: Trial) -> None:
 def _update_damaged(trial: Trial) -> None:
     """One that the server has receipted."""
     name, late = trial.chance.sample(NAMES, 2)
-    link = trial.cluster.links[late]
     # Its round is open for as long as another device's answer is on its way.
-    link.add(Break(Way.UP, UPDATE_BYTES // 2, Kind.HOLD))
-    trial.submit()
-    _happens(link.wait_for, len(link.happened) + 1)
+    link = _submitted_and_broken(trial, late, Break(Way.UP, UPDATE_BYTES // 2, Kind.HOLD))
     server = trial.cluster.server
     server.wait_for("update_stored", run_id=trial.run_id, client_id=name)
     trial.cluster.kill(SERVER)

@@ -6,6 +6,7 @@ import math
 from typing import Literal, get_args
 
 from coppice.errors import (
+    DiskFull,
     InvalidMessage,
     Retryable,
     RoundClosed,
@@ -15,6 +16,7 @@ from coppice.errors import (
 from coppice.method import Update
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.chunks import blob_ref
+from edge_client.backoff import Backoff
 from edge_client.connection import Connection
 from edge_client.journal import Journal
 from edge_client.link import Link
@@ -22,7 +24,7 @@ from edge_client.outbox import Outbox, Parcel
 from edge_client.ready import ReadyRun
 from edge_client.receipts import Receipts, check_receipt
 from edge_client.refusals import Refusals
-from edge_client.stop import Stopped
+from edge_client.stop import Stop, Stopped
 
 #: When a finished update goes to disk: before it is sent, or when the first attempt to send it
 #: fails or the client is asked to end.
@@ -41,6 +43,7 @@ class Delivery:
         refusals: Refusals,
         journal: Journal,
         mode: OutboxMode,
+        stop: Stop,
     ) -> None:
         self._link = link
         self._outbox = outbox
@@ -48,6 +51,7 @@ class Delivery:
         self._refusals = refusals
         self._journal = journal
         self._mode = mode
+        self._stop = stop
 
     def deliver(
         self, ready: ReadyRun, offer: pb.TaskOffer, update: Update, data: bytearray
@@ -67,13 +71,13 @@ class Delivery:
             metrics={
                 name: float(value) for name, value in update.metrics.items() if math.isfinite(value)
             },
-            private=ready.private.write(),
+            private=self._stage(ready),
             ref=blob_ref(data),
             data=data,
         )
+        attempts = _Attempts(parcel, self._outbox, self._journal, is_written=False)
         if self._mode == "always":
-            self._outbox.put(parcel)
-        attempts = _Attempts(parcel, self._outbox, is_written=self._mode == "always")
+            attempts.write_down()
         self._send(ready, attempts)
 
     def settle(self, ready: ReadyRun) -> None:
@@ -84,7 +88,10 @@ class Delivery:
             return
         self._journal.enter("pushing", parcel.round_number)
         try:
-            self._send(ready, _Attempts(parcel, self._outbox, is_written=True, is_new=False))
+            self._send(
+                ready,
+                _Attempts(parcel, self._outbox, self._journal, is_written=True, is_new=False),
+            )
         except (UpdateRefused, RoundClosed, UnknownTask) as error:
             self._journal.gone(error)
         else:
@@ -93,6 +100,21 @@ class Delivery:
     def forget(self, ready: ReadyRun) -> None:
         """The run is over."""
         self._outbox.drop(ready.run_key)
+
+    def _stage(self, ready: ReadyRun) -> str:
+        """The private state that goes with an update, on disk: room for it is waited for.
+
+        Sent without it, the update would count and the state would not.
+        """
+        backoff, is_told = Backoff(), False
+        while True:
+            try:
+                return ready.private.write()
+            except DiskFull as error:
+                if not is_told:
+                    self._journal.no_room(f"{error}; waiting for room")
+                    is_told = True
+            self._stop.wait(backoff.next_seconds())
 
     def _send(self, ready: ReadyRun, attempts: _Attempts) -> None:
         parcel = attempts.parcel
@@ -122,11 +144,18 @@ class _Attempts:
     """To send one update."""
 
     def __init__(
-        self, parcel: Parcel, outbox: Outbox, *, is_written: bool, is_new: bool = True
+        self,
+        parcel: Parcel,
+        outbox: Outbox,
+        journal: Journal,
+        *,
+        is_written: bool,
+        is_new: bool = True,
     ) -> None:
         """`is_written`: it is on disk; `is_new`: no byte of it has left this device yet."""
         self.parcel = parcel
         self._outbox = outbox
+        self._journal = journal
         self._is_written = is_written
         self._is_new = is_new
 
@@ -148,9 +177,17 @@ class _Attempts:
             raise
 
     def write_down(self) -> None:
-        """Put the update on disk, if it is not there yet."""
-        if not self._is_written:
+        """Put the update on disk, if it is not there yet and there is room.
+
+        A full disk does not keep it from being sent.
+        """
+        if self._is_written:
+            return
+        try:
             self._outbox.put(self.parcel)
+        except DiskFull as error:
+            self._journal.no_room(f"{error}; the update is sent from memory")
+        else:
             self._is_written = True
 
 

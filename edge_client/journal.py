@@ -184,6 +184,11 @@ class Journal:
         self._console.warn(f"round {self._status.status.round_number}", str(error))
         self._status.update(last_error=str(error))
 
+    def no_room(self, text: str) -> None:
+        """The disk is full, and what the device does about it."""
+        self._console.warn("disk", text)
+        self._status.update(last_error=text)
+
     def over(self, name: str, state: str, reason: str) -> None:
         """A run has ended."""
         self._console.say("over", f"{name} {state}{': ' if reason else ''}{reason}")

@@ -107,6 +107,7 @@ class Device:
             self._told,
             journal,
             plan.outbox,
+            stop,
         )
         self._ready: ReadyRun | None = None
         self._choice: pb.Choice | None = None

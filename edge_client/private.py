@@ -62,11 +62,12 @@ class PrivateState:
             name: torch.frombuffer(bytearray(data), dtype=torch.uint8)
             for name, data in (self._values() | self._next).items()
         }
-        self._next = {}
         with reporting(self._folder, REMEDY):
             self._folder.mkdir(parents=True, exist_ok=True)
         data = save(values)
         write_file(self._staged, data, remedy=REMEDY)
+        # Not before: with a full disk this is tried again.
+        self._next = {}
         return hashlib.sha256(data).hexdigest()
 
     def holds(self, task_id: int, digest: str) -> bool:
