@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         data = deal_digits(folder)
-        with _cluster(folder / "reference", data, needs_disks=False) as cluster:
+        with open_cluster(folder / "reference", data) as cluster:
             reference = cluster.run_once()
         for kind in kinds:
             for case in tried(kind, arguments.tries, arguments.seed, folder, data, reference):
@@ -94,19 +94,20 @@ def tried(
     number = 0
     while number < tries:
         name = f"{kind.name.replace(' ', '-').replace(',', '')}-{number + 1}"
-        with _cluster(folder / name, data, kind.needs_disks) as cluster:
+        with open_cluster(folder / name, data, needs_disks=kind.needs_disks) as cluster:
             while number < tries:
                 number += 1
-                case = _tried_once(kind, number, seed, cluster, reference)
+                case = try_once(kind, number, seed, cluster, reference)
                 yield case
                 if not case.is_good:
                     # What is left may not be fit for the next.
                     break
 
 
-def _tried_once(
+def try_once(
     kind: FaultKind, number: int, seed: int, cluster: Cluster, reference: Reference
 ) -> Case:
+    """One schedule: this one for this seed."""
     trial = Trial(cluster, reference, random.Random(f"{seed}/{kind.name}/{number}"))
     began, lost, twice = time.monotonic(), 0, 0
     try:
@@ -127,7 +128,10 @@ def _tried_once(
 
 
 @contextmanager
-def _cluster(folder: Path, data: dict[str, Path], needs_disks: bool) -> Iterator[Cluster]:
+def open_cluster(
+    folder: Path, data: dict[str, Path], *, needs_disks: bool = False
+) -> Iterator[Cluster]:
+    """One in a new folder."""
     folder.mkdir()
     with ExitStack() as opened:
         for name in (SERVER, *NAMES) if needs_disks else ():

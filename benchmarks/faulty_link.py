@@ -44,7 +44,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Fault:
-    """Happens when so many more bytes have gone one way since the fault before."""
+    """Happens when so many bytes went one way since the fault before, or since it was added."""
 
     way: Way
     after_bytes: int
@@ -93,6 +93,8 @@ class FaultyLink:
     def add(self, *faults: Fault) -> None:
         """More faults, after those that are still to come."""
         with self._changed:
+            if not self._faults:
+                self._since = dict.fromkeys(Way, 0)
             self._faults.extend(faults)
 
     def clear(self) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make sure that what the tests need of the system is there: a Chromium for the dashboard, and for
-# the kernels a C compiler, one for arm64 and an emulator. Installs Debian's packages when allowed.
+# the kernels a C compiler, one for arm64 and an emulator; and a way to set clocks wrong. Installs Debian's packages when allowed.
 set -euo pipefail
 
 missing=() wanted=()
@@ -21,6 +21,8 @@ emulates() { command -v aarch64-linux-gnu-gcc && { command -v qemu-aarch64-stati
 compiles || need 'gcc libc6-dev' 'a C compiler, to build the kernels'
 [ "$(uname -m)" = aarch64 ] || emulates >/dev/null ||
     need 'gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static' 'a compiler and an emulator for arm64, to try the kernels on it'
+ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 ||
+    need faketime 'libfaketime, to set the clock of a device wrong'
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 fail() {

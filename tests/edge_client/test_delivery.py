@@ -307,6 +307,31 @@ def test_update_that_is_refused_at_the_end_of_its_round_takes_its_private_state_
     assert "far from the others" in device.printed
 
 
+def test_task_that_is_offered_again_after_its_receipt_starts_from_the_state_before(
+    server: FakeServer,
+    device: ThreadedDevice,
+    ref: BlobRef,
+    folder: StateFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[int | None] = []
+    write = PrivateState.write
+
+    def noted(self: PrivateState) -> str:
+        value = self.read(Other)
+        found.append(None if value is None else value.number)
+        return write(self)
+
+    monkeypatch.setattr(PrivateState, "write", noted)
+    server.offer_run()
+    for task_id in (1, 2, 2):
+        server.offer_task(ref, task_id=task_id, round_number=task_id)
+    device.start()
+    server.wait_for("PollTask", 5)
+    assert found == [None, 1, 1]
+    assert kept(folder) == 2
+
+
 def test_end_of_the_run_leaves_nothing(
     server: FakeServer, device: ThreadedDevice, ref: BlobRef, folder: StateFolder
 ) -> None:

@@ -169,6 +169,19 @@ class TestBadStores:
         ):
             store.runs()
 
+    def test_a_database_that_was_cut_off_is_named_before_anything_is_written(
+        self, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "coppice.db"
+        with contextlib.closing(Store(f"sqlite:///{path}")) as store:
+            store.migrate()
+        os.truncate(path, path.stat().st_size - 4096)
+        with (
+            contextlib.closing(Store(f"sqlite:///{path}")) as store,
+            pytest.raises(StoreUnusable, match="is damaged"),
+        ):
+            store.migrate()
+
     def test_a_database_that_another_program_locks_is_named(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
