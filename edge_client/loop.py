@@ -232,10 +232,9 @@ class Device:
         ready, meter, capability = self._expected(offer.run_id), self._meter(), self._capability()
         laps, (down, up) = Laps(), self._link.bytes_moved
         self._choice = None
-        # What an earlier task staged and this one finds never got a receipt. A task that has one
-        # and is offered all the same is one whose answer the server has lost.
+        # What an earlier task staged and this one finds never got a receipt.
         ready.private.drop()
-        ready.private.take_back(offer.task_id)
+        ready.private.rewind(offer.task_id)
         with self._link.heartbeat.working_on(offer.task_id, meter):
             task = self._fetch(offer)
             download_seconds = laps.lap()

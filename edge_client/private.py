@@ -89,11 +89,22 @@ class PrivateState:
                     self._version(old).unlink(missing_ok=True)
 
     def take_back(self, task_id: int) -> None:
-        """This task's update does not count in spite of its receipt: the version before does."""
+        """The server refused this task's update after its receipt: the version before counts."""
         if self._versions()[-1:] == [task_id]:
             with reporting(self._folder, REMEDY):
                 self._version(task_id).unlink(missing_ok=True)
                 sync_folder(self._folder)
+
+    def rewind(self, task_id: int) -> None:
+        """This task is still to be done: versions of it and of later ones do not count.
+
+        There are some where the server has lost answers, or was put back to an older copy.
+        """
+        for lost in self._versions():
+            if lost >= task_id:
+                with reporting(self._folder, REMEDY):
+                    self._version(lost).unlink(missing_ok=True)
+                    sync_folder(self._folder)
 
     def drop(self) -> None:
         """The staged version does not count: its update was refused, or its task starts again."""

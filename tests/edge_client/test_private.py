@@ -156,6 +156,20 @@ def test_first_version_that_is_taken_back_leaves_none(private: PrivateState) -> 
     assert read(private) is None
 
 
+def test_what_the_server_has_lost_does_not_count(private: PrivateState) -> None:
+    for number in (1, 2):
+        send(private, kept(number))
+        private.promote(10 * number)
+    private.rewind(21)
+    assert read(private) == 2
+    private.rewind(20)
+    assert read(private) == 1
+    send(private, kept(2))
+    private.promote(20)
+    private.rewind(5)
+    assert read(private) is None
+
+
 def test_receipt_that_comes_twice_promotes_nothing_else(private: PrivateState) -> None:
     send(private, kept(1))
     private.promote(7)

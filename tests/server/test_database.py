@@ -169,13 +169,13 @@ class TestBadStores:
         ):
             store.runs()
 
-    def test_a_database_that_was_cut_off_is_named_before_anything_is_written(
-        self, tmp_path: Path
-    ) -> None:
+    def test_a_damaged_page_that_nobody_reads_is_found_at_the_start(self, tmp_path: Path) -> None:
         path = tmp_path / "coppice.db"
         with contextlib.closing(Store(f"sqlite:///{path}")) as store:
             store.migrate()
-        os.truncate(path, path.stat().st_size - 4096)
+        with path.open("r+b") as file:
+            file.seek(-4096, os.SEEK_END)
+            file.write(b"\xff" * 4096)
         with (
             contextlib.closing(Store(f"sqlite:///{path}")) as store,
             pytest.raises(StoreUnusable, match="is damaged"),
