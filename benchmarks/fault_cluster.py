@@ -20,7 +20,8 @@ import numpy as np
 
 from benchmarks.doomed import Doom, Order
 from benchmarks.faulty_link import FaultyLink
-from benchmarks.fleet import ROOT, Device, Program, Server, until
+from benchmarks.fleet import Device, Server
+from benchmarks.program import ROOT, Program, until
 from coppice.model_file import load_weights
 from coppice.partition import IidPartitioner
 from coppice.tensors import dense_tensors
@@ -49,6 +50,8 @@ wire = {{ up = "float16" }}
 cohort = {{ size = 3, quorum = 3, gather_seconds = 300 }}
 stop = {{ rounds = {ROUNDS} }}
 """
+#: What the server leaves free on its disk: little, for small disks.
+RESERVE_MB = 8
 UPDATE_BYTES = 2 * (256 * 1000 + 1000 + 1000 * 10 + 10)
 
 
@@ -95,6 +98,7 @@ class Cluster:
         self.server = Server(
             folder,
             secure=True,
+            flags=("--disk-reserve-mb", RESERVE_MB),
             module="-m benchmarks.doomed server",
             DOOM=str(folder / f"{SERVER}.doom"),
         )

@@ -17,7 +17,7 @@ from benchmarks.doomed import LINES, UPLOADING, WAITING
 from benchmarks.fault_cluster import NAMES, ROUNDS, SERVER, TEXT, UPDATE_BYTES, Trial
 from benchmarks.faulty_link import Fault as Break
 from benchmarks.faulty_link import FaultyLink, Kind, Way, random_cuts
-from benchmarks.fleet import PATIENCE_SECONDS
+from benchmarks.program import PATIENCE_SECONDS
 
 DAY_SECONDS = 86400
 _MIGRATING = "migrating"
@@ -151,30 +151,20 @@ def _submitted_and_broken(trial: Trial, name: str, broken: Break, text: str = TE
 
 
 def _server_disk_full(trial: Trial) -> None:
+    """It refuses updates for as long, or ends where it cannot write at all."""
     trial.submit()
     trial.wait_for_round()
-    with _filled(trial, trial.cluster.server.data):
-        trial.cluster.until(
-            lambda: (
-                not trial.cluster.server.program.is_running
-                or "no space" in trial.cluster.server.program.printed
-            ),
-            "the server notices that its disk is full",
-        )
+    with _filled(trial, SERVER, trial.cluster.server.data):
         trial.pause(3.0)
     _back_if_ended(trial, SERVER)
 
 
 def _device_disk_full(trial: Trial) -> None:
     name = trial.device()
-    device = trial.cluster.devices[name]
     trial.submit()
     trial.wait_for_round()
-    with _filled(trial, device.state):
-        trial.cluster.until(
-            lambda: not device.program.is_running or "no space" in device.program.printed,
-            "the device notices that its disk is full",
-        )
+    with _filled(trial, name, trial.cluster.devices[name].state):
+        pass
     _back_if_ended(trial, name)
 
 
@@ -190,14 +180,20 @@ def _back_if_ended(trial: Trial, name: str) -> None:
 
 
 @contextmanager
-def _filled(trial: Trial, folder: Path) -> Iterator[None]:
-    """But for a few bytes, for something to begin and not to end."""
+def _filled(trial: Trial, name: str, folder: Path) -> Iterator[None]:
+    """Until the process has noticed. A few bytes are left, for something to begin and not to end."""
     filler = folder / "filler"
     free = os.statvfs(folder)
     left = trial.chance.randrange(UPDATE_BYTES // 8, UPDATE_BYTES // 2)
+    program = trial.cluster.program(name)
+    before = len(program.printed)
     with filler.open("wb", buffering=0) as file, suppress(OSError):
         os.posix_fallocate(file.fileno(), 0, max(1, free.f_bavail * free.f_frsize - left))
     try:
+        trial.cluster.until(
+            lambda: not program.is_running or "disk" in program.printed[before:],
+            f"{name} notices that its disk is full",
+        )
         yield
     finally:
         filler.unlink()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.fleet import ROOT, Fleet
+from benchmarks.fleet import Fleet
+from benchmarks.program import ROOT
 from coppice.partition import IidPartitioner
 from tests.integration.runs import APP
 

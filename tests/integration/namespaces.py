@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.fleet import PATIENCE_SECONDS, ROOT, Outcome, environment, until
+from benchmarks.program import PATIENCE_SECONDS, ROOT, Outcome, environment, until
 
 
 def trouble() -> str:

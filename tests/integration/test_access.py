@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fleet import Fleet, Server, call
+from benchmarks.fleet import Fleet, Server
+from benchmarks.program import call
 from coppice.errors import NotAllowed, NotLoggedIn, ServerUnreachable
 from server.api_client import ApiClient, Where
 from server.authority import open_authority

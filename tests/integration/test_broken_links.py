@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faulty_link import Fault, FaultyLink, Kind, Way, random_cuts
-from benchmarks.fleet import PATIENCE_SECONDS, Fleet, Server
+from benchmarks.fleet import Fleet, Server
+from benchmarks.program import PATIENCE_SECONDS
 from tests.integration.runs import run_file, saved, simulated
 
 #: Updates of 4 MB: many chunks, so that there is a middle to break off in.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fleet import Fleet, until
+from benchmarks.fleet import Fleet
+from benchmarks.program import until
 from edge_client.status import read_status
 from tests.integration.runs import APP, app_file
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.fleet import ANY_PORT, PATIENCE_SECONDS, Fleet, Outcome, Server, call
+from benchmarks.fleet import ANY_PORT, Fleet, Server
+from benchmarks.program import PATIENCE_SECONDS, Outcome, call
 from server.config import WHERE_FILE
 from tests.integration.runs import APP, run_file
 

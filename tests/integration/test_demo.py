@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.fleet import ROOT, Program, until
+from benchmarks.program import ROOT, Program, until
 from coppice.errors import ServerUnreachable
 from server.api_client import ApiClient
 

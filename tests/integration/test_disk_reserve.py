@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.fleet import Fleet, until
+from benchmarks.fleet import Fleet
+from benchmarks.program import until
 from tests.integration.runs import run_file
 
 #: More than any disk has.

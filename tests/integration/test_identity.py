@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fleet import Fleet, call, until
+from benchmarks.fleet import Fleet
+from benchmarks.program import call, until
 from tests.integration.runs import APP, app_file, run_file
 
 CLIENT, SERVER = "edge_client", "server"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fleet import Fleet, Server, until
+from benchmarks.fleet import Fleet, Server
+from benchmarks.program import until
 from coppice.domain import ClientId, TaskKind
 from server.config import WHERE_FILE
 from server.records import RoundState

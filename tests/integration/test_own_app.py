@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.fleet import ROOT, Device, Fleet
+from benchmarks.fleet import Device, Fleet
+from benchmarks.program import ROOT
 
 EXAMPLES = ROOT / "docs" / "examples"
 APP = EXAMPLES / "my_app.py"

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.fleet import ROOT, Fleet, Program, call, until
+from benchmarks.fleet import Fleet
+from benchmarks.program import ROOT, Program, call, until
 from coppice.partition import IidPartitioner
 from tests.integration.runs import run_file, saved, simulated
 

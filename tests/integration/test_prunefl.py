@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.fleet import Fleet, Server, call, until
+from benchmarks.fleet import Fleet, Server
+from benchmarks.program import call, until
 from coppice import tree
 from coppice.methods.prunefl.server import State
 from coppice.model_file import load_weights, read_info

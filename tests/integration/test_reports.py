@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fleet import Fleet, call, until
+from benchmarks.fleet import Fleet
+from benchmarks.program import call, until
 from coppice.domain import RoundReport
 from tests.integration.runs import run_file
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fleet import Fleet, call, until
+from benchmarks.fleet import Fleet
+from benchmarks.program import call, until
 from coppice.model_file import load_model, read_info
 from tests.integration.runs import run_file, saved
 

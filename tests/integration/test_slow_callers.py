@@ -15,12 +15,13 @@ import grpc
 import psutil
 import pytest
 
+from benchmarks.fleet import Fleet, Server
+from benchmarks.program import PATIENCE_SECONDS, until
 from coppice.errors import ServerBusy
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.chunks import STREAM_OPTIONS
 from coppice.wire.status import RETRY_KEY
 from tests.integration.caller import Caller, Refused
-from benchmarks.fleet import PATIENCE_SECONDS, Fleet, Server, until
 from tests.integration.runs import run_file
 
 CONNECTIONS, CALLS, PAGES, STALL_SECONDS = 30, 3, 8, 1

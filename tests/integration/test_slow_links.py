@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faulty_link import FaultyLink, Way
-from benchmarks.fleet import Fleet, until
+from benchmarks.fleet import Fleet
+from benchmarks.program import until
 from tests.integration.runs import run_file, saved, simulated
 
 BYTES_PER_SECOND = 8 * 2**10

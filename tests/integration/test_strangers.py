@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from benchmarks.fleet import Fleet, Outcome, Server, call
+from benchmarks.fleet import Fleet, Server
+from benchmarks.program import Outcome, call
 from coppice.domain import PROTOCOL_VERSION, SERVER_TLS_NAME
 from coppice.join_token import new_secret, parse_token
 from coppice.wire import coordination_pb2 as pb

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fleet import until
+from benchmarks.program import until
 from coppice.join_token import parse_token
 from tests.integration.namespaces import NamedHost, trouble, two_hosts
 from tests.integration.runs import run_file
