@@ -263,8 +263,16 @@ class Cluster:
 
     def tracebacks(self) -> list[str]:
         """Logs in which one was printed, which none should be."""
-        logs = [self.server.log, *(device.log for device in self.devices.values())]
-        return [log.name for log in logs if log.exists() and "Traceback" in log.read_text()]
+        return [log.name for log in self._logs if "Traceback" in log.read_text()]
+
+    @property
+    def printed(self) -> str:
+        """All that all of them have written to their terminals."""
+        return "".join(log.read_text() for log in self._logs)
+
+    @property
+    def _logs(self) -> list[Path]:
+        return [self.server.log, *(device.log for device in self.devices.values())]
 
 
 class Trial:

@@ -181,18 +181,18 @@ def _back_if_ended(trial: Trial, name: str) -> None:
 
 @contextmanager
 def _filled(trial: Trial, name: str, folder: Path) -> Iterator[None]:
-    """Until the process has noticed. A few bytes are left, for something to begin and not to end."""
+    """Until somebody notices. A few bytes are left, for something to begin and not to end."""
     filler = folder / "filler"
     free = os.statvfs(folder)
     left = trial.chance.randrange(UPDATE_BYTES // 8, UPDATE_BYTES // 2)
     program = trial.cluster.program(name)
-    before = len(program.printed)
+    said = trial.cluster.printed.count("disk")
     with filler.open("wb", buffering=0) as file, suppress(OSError):
         os.posix_fallocate(file.fileno(), 0, max(1, free.f_bavail * free.f_frsize - left))
     try:
         trial.cluster.until(
-            lambda: not program.is_running or "disk" in program.printed[before:],
-            f"{name} notices that its disk is full",
+            lambda: not program.is_running or trial.cluster.printed.count("disk") > said,
+            f"the disk of {name} is noticed to be full",
         )
         yield
     finally:

@@ -79,26 +79,16 @@ class Database:
         with self._turn, self._errors(), self._writing.begin() as connection:
             yield connection
 
-    def check(self) -> None:
-        """StoreUnusable when an SQLite file is damaged: read whole, so once at a start."""
-        if self._url.get_backend_name() != "sqlite":
-            return
-        with self.read() as connection:
-            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
-        if found != "ok":
-            raise StoreUnusable(
-                f"{self._name} is damaged; put back a copy of it or use another store"
-            )
-
     def migrate(self) -> None:
         """Bring the tables to this version's state, in one transaction.
 
-        StoreUnusable when the database belongs to a newer version or to another program.
+        StoreUnusable when the database is damaged, of a newer version or of another program.
         """
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         known = {item.revision for item in ScriptDirectory.from_config(config).walk_revisions()}
         self._make_file()
+        self._check()
         with self.write() as connection:
             found = set(MigrationContext.configure(connection).get_current_heads())
             if found - known:
@@ -113,6 +103,17 @@ class Database:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
+    def _check(self) -> None:
+        """StoreUnusable when an SQLite file is damaged: read whole, so once at a start."""
+        if self._url.get_backend_name() != "sqlite":
+            return
+        with self.read() as connection:
+            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        if found != "ok":
+            raise StoreUnusable(
+                f"{self._name} is damaged; put back a copy of it or use another store"
+            )
+
     def _make_file(self) -> None:
         """Have a SQLite file that only its user may read; its journals take after it."""
         if self._url.get_backend_name() != "sqlite" or self._url.database in (None, "", ":memory:"):
@@ -120,8 +121,12 @@ class Database:
         path = str(self._url.database)
         # What cannot be made here is explained where it is opened; another's file is another's.
         with contextlib.suppress(OSError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            os.chmod(path, 0o600)
+            try:
+                # Only where there is none: closing a file drops this process's locks on it, by
+                # which SQLite keeps other programs from taking the write-ahead log away.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            except FileExistsError:
+                os.chmod(path, 0o600)
 
     def _set_up_sqlite(self, durable: bool) -> None:
         def configure(connection: sqlite3.Connection, _: object) -> None:

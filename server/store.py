@@ -55,7 +55,6 @@ class Store(StoreAccess):
 
     def migrate(self) -> None:
         """Make the tables, or bring them to this version's state, if the database is sound."""
-        self._database.check()
         self._database.migrate()
 
     def close(self) -> None:

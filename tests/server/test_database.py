@@ -182,6 +182,18 @@ class TestBadStores:
         ):
             store.migrate()
 
+    def test_another_program_that_reads_takes_nothing_away(self, tmp_path: Path) -> None:
+        path = tmp_path / "coppice.db"
+        with contextlib.closing(Store(f"sqlite:///{path}")) as store:
+            store.migrate()
+            store.migrate()
+            run_id = store.submit_run(SPEC, NOON)
+            # It would clear the log away that it takes for its own, if it were the last one.
+            read = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT 1 FROM runs')"
+            subprocess.run([sys.executable, "-c", read, path], check=True, timeout=60)
+            assert path.with_name("coppice.db-wal").exists()
+            assert store.run(run_id).spec == SPEC
+
     def test_a_database_that_another_program_locks_is_named(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
