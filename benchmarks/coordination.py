@@ -88,6 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["true", "false"],
         help="with and without fsync (default: both)",
     )
+    parser.add_argument(
+        "--tls",
+        nargs="+",
+        choices=("true", "false"),
+        default=["true", "false"],
+        help="with and without TLS (default: both)",
+    )
     parser.add_argument("--folder", type=Path, help="where the stores are (default: a new one)")
 
 
@@ -95,17 +102,17 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure every case, and print a line as soon as it is there."""
     cases = []
     for count, clients in product(arguments.parameters, arguments.clients):
-        # With and without fsync next to each other, as these are compared.
-        for durable in arguments.durable:
+        # With and without fsync and TLS next to each other, as these are compared.
+        for durable, tls in product(arguments.durable, arguments.tls):
             with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-                case = _measure(Path(folder), count, clients, durable == "true")
+                case = _measure(Path(folder), count, clients, durable == "true", tls == "true")
             cases.append(case)
             print(_row(case), flush=True)
     print("\n" + table(_HEADER, [_cells(case) for case in cases]))
     return cases
 
 
-def _measure(folder: Path, count: int, clients: int, durable: bool) -> dict[str, Any]:
+def _measure(folder: Path, count: int, clients: int, durable: bool, tls: bool) -> dict[str, Any]:
     lengths = [count // _NUM_TENSORS] * (_NUM_TENSORS - 1)
     lengths.append(count - sum(lengths))
     app = _APP.format(count=count, lengths=lengths)
@@ -117,37 +124,50 @@ def _measure(folder: Path, count: int, clients: int, durable: bool) -> dict[str,
         min(max(_BYTES_OF_A_CASE / (2 * len(update) * clients), _MIN_ROUNDS), _MAX_ROUNDS)
     )
     digest = hashlib.sha256(app.encode()).hexdigest()
-    with server(folder / "server", "--durable", str(durable).lower()) as running:
+    flags = ("--durable", str(durable).lower(), "--enrolment-calls", "1000")
+    with server(folder / "server", *flags, secure=tls) as running:
+        token = [running.token(clients + 1)] if tls else []
         commands = [
-            ("benchmarks.light_client", running.address, f"c{n}", str(folder / "update"), digest)
+            (
+                *("benchmarks.light_client", running.address, f"c{n}"),
+                *(str(folder / "update"), digest, *token),
+            )
             for n in range(clients)
         ]
-        pulse = [("benchmarks.light_client", running.address, "pulse", "heartbeats", digest)]
-        with all_started(folder / "clients.log", commands), all_started(folder / "pulse", pulse):
-            toml = _RUN.format(clients=clients, rounds=rounds)
-            run_id = running.api.post("/runs", {"toml": toml, "folder": str(folder)})["run_id"]
-            running.wait_until_ended(run_id, _TIMEOUT_SECONDS)
-            figures = _figures(running, run_id)
+        pulse = [
+            ("benchmarks.light_client", running.address, "pulse", "heartbeats", digest, *token)
+        ]
+        with all_started(folder / "clients.log", commands):
+            running.wait_for_clients(clients)
+            with all_started(folder / "pulse", pulse):
+                running.wait_for_clients(clients + 1)
+                figures = _figures(running, folder, clients, rounds)
     heartbeats = sorted(float(line) for line in (folder / "pulse").read_text().split())
     return {
         "parameters": count,
         "clients": clients,
         "durable": durable,
+        "tls": tls,
         "rounds": rounds - _WARM_UP_ROUNDS,
         **figures,
         "heartbeat_p99_seconds": heartbeats[int(len(heartbeats) * 0.99)],
     }
 
 
-def _figures(running: RunningServer, run_id: int) -> dict[str, Any]:
-    rounds = running.api.get(f"/runs/{run_id}/rounds")
+def _figures(running: RunningServer, folder: Path, clients: int, rounds: int) -> dict[str, Any]:
+    cpu_seconds = running.cpu_seconds()
+    toml = _RUN.format(clients=clients, rounds=rounds)
+    run_id = running.api.post("/runs", {"toml": toml, "folder": str(folder)})["run_id"]
+    running.wait_until_ended(run_id, _TIMEOUT_SECONDS)
+    cpu_seconds = running.cpu_seconds() - cpu_seconds
+    closed = running.api.get(f"/runs/{run_id}/rounds")
     # From one close to the next: everything between two rounds counts too.
-    closes = [item["closed_at"] for item in rounds]
+    closes = [item["closed_at"] for item in closed]
     seconds = [late - early for early, late in pairwise(closes)]
-    last = rounds[-1]
+    last = closed[-1]
     return {
         "seconds_per_round": statistics.median(seconds[_WARM_UP_ROUNDS - 1 :]),
-        "server_cpu_seconds_per_round": running.cpu_seconds() / len(rounds),
+        "server_cpu_seconds_per_round": cpu_seconds / rounds,
         "server_peak_rss_bytes": peak_resident_bytes(running.process.pid),
         "bytes_down_per_client": last["bytes_down"] // last["num_updates"],
         "bytes_up_per_client": last["bytes_up"] // last["num_updates"],
@@ -155,7 +175,8 @@ def _figures(running: RunningServer, run_id: int) -> dict[str, Any]:
 
 
 _HEADER = (
-    "parameters", "clients", "fsync", "s/round", "cpu s/round", "peak", "down", "up", "pulse p99",
+    "parameters", "clients", "fsync", "tls",
+    "s/round", "cpu s/round", "peak", "down", "up", "pulse p99",
 )  # fmt: skip
 
 
@@ -164,6 +185,7 @@ def _cells(case: dict[str, Any]) -> tuple[object, ...]:
         case["parameters"],
         case["clients"],
         "yes" if case["durable"] else "no",
+        "yes" if case["tls"] else "no",
         f"{case['seconds_per_round']:.3f}",
         f"{case['server_cpu_seconds_per_round']:.3f}",
         size(case["server_peak_rss_bytes"]),

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from server.api_client import ApiClient
+from server.api_client import ApiClient, find_server
 from server.config import WHERE_FILE
 
 _START_SECONDS = 120.0
@@ -35,6 +35,10 @@ class RunningServer:
         """User and system time so far."""
         times = self.process.cpu_times()
         return float(times.user + times.system)
+
+    def token(self, uses: int) -> str:
+        """For so many devices to join with."""
+        return str(self.api.post("/tokens", {"uses": uses, "valid_seconds": 3600.0})["token"])
 
     def wait_for_clients(self, count: int) -> None:
         """Until so many have joined, so that the first round has them all."""
@@ -58,11 +62,12 @@ class RunningServer:
 
 
 @contextmanager
-def server(folder: Path, *flags: str) -> Iterator[RunningServer]:
-    """A server on free ports, with its data in `folder`."""
+def server(folder: Path, *flags: str, secure: bool = False) -> Iterator[RunningServer]:
+    """A server on free ports, with its data in `folder`; a secure one lets in who has a token."""
     loopback = "127.0.0.1:0"
     ports = ("--listen", loopback, "--dashboard", loopback)
-    arguments = ("--data", str(folder), *ports, "--insecure", *flags)
+    access = ("--enrolment", loopback) if secure else ("--insecure",)
+    arguments = ("--data", str(folder), *ports, *access, *flags)
     with started(folder.with_suffix(".log"), "server", "start", *arguments) as process:
         where = folder / WHERE_FILE
         end = time.monotonic() + _START_SECONDS
@@ -70,8 +75,9 @@ def server(folder: Path, *flags: str) -> Iterator[RunningServer]:
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"the server did not start; see {folder.with_suffix('.log')}")
             time.sleep(0.05)
-        told = json.loads(where.read_text())
-        yield RunningServer(told["grpc"], ApiClient(told["dashboard"]), psutil.Process(process.pid))
+        address = json.loads(where.read_text())["grpc"]
+        api = ApiClient(find_server(None, folder))
+        yield RunningServer(address, api, psutil.Process(process.pid))
 
 
 @contextmanager
