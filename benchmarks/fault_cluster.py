@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from benchmarks.doomed import Doom, Order
+from benchmarks.fault_verdict import Verdict, verdict_of
 from benchmarks.faulty_link import FaultyLink
 from benchmarks.fleet import Device, Server
 from benchmarks.program import ROOT, Program, until
@@ -74,19 +75,6 @@ class Reference:
     parameters: Mapping[str, bytes]
     #: By the name of the process.
     lengths: Mapping[str, Counter[str]]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a run came to."""
-
-    #: Ended with the parameters of a run without faults.
-    is_same: bool
-    #: Updates with a receipt that do not count, and answers of devices that are just not there.
-    lost: int
-    counted_twice: int
-    #: Tasks that the ledger calls missing.
-    missing: int
 
 
 class Cluster:
@@ -202,10 +190,12 @@ class Cluster:
         )
 
     def run_once(self) -> Reference:
-        """The reference."""
+        """The reference; phases are as long as in a process that has done all of it before."""
+        run = self.ended(self.server.submit(TEXT))
+        self.until(self.all_are_here, "all devices are here")
         for name in (SERVER, *NAMES):
             self.order(name)
-        run = self.ended(self.server.submit(TEXT))
+        self.ended(self.server.submit(TEXT))
         lengths = {name: self.doom(name).counted() for name in (SERVER, *NAMES)}
         parameters = self.parameters(run)
         self.kill(SERVER)
@@ -237,29 +227,15 @@ class Cluster:
             raise AssertionError(f"run {run_id} {run['state']}: {run['reason']}")
         with self.server.store() as store:
             run_key = store.run(run_id).key
-        rows = self.server.ledger(run_id)
-        counted = {row["task_id"]: row for row in rows if row["outcome"] == "counted"}
-        times = Counter((row["round_number"], row["client_id"]) for row in counted.values())
-        missing = {
-            (row["round_number"], row["client_id"]) for row in rows if row["outcome"] == "missing"
-        }
-        wanted = {(round_number, name) for round_number in range(1, ROUNDS + 1) for name in NAMES}
-        # Who was missing may have been left out of later rounds.
-        absent = wanted - set(times) if not missing else set()
-        uncounted = [row for row in rows if row["outcome"] not in ("counted", "missing")]
-        receipted = sum(
-            kept.receipt.task_id not in counted
-            or kept.receipt.digest != counted[kept.receipt.task_id]["digest"]
-            for name in NAMES
-            for kept in Receipts(self.devices[name].state / "receipts.jsonl").newest_last()
+        receipts = [
+            kept.receipt
+            for device in self.devices.values()
+            for kept in Receipts(device.state / "receipts.jsonl").newest_last()
             if kept.receipt.run_key == run_key
-        )
-        return Verdict(
-            is_same=self.parameters(run) == reference.parameters,
-            lost=len(absent) + len(uncounted) + receipted,
-            counted_twice=sum(count - 1 for count in times.values()),
-            missing=len(missing),
-        )
+        ]
+        wanted = [(number, name) for number in range(1, ROUNDS + 1) for name in NAMES]
+        is_same = self.parameters(run) == reference.parameters
+        return verdict_of(self.server.ledger(run_id), receipts, wanted, is_same=is_same)
 
     def tracebacks(self) -> list[str]:
         """Logs in which one was printed, which none should be."""
