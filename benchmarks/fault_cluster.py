@@ -180,7 +180,11 @@ class Cluster:
         for link in self.links.values():
             link.clear()
 
-    def all_are_here(self) -> bool:
+    def wait_for_all(self) -> None:
+        """Until nobody is at work for an earlier run any more, nor away."""
+        self.until(self._all_are_here, "all devices are here")
+
+    def _all_are_here(self) -> bool:
         """Whether all devices wait for work, and the server hears them."""
         clients = self.server.api.get("/clients")
         heard = sum(client["presence"] == "idle" for client in clients)
@@ -192,7 +196,7 @@ class Cluster:
     def run_once(self) -> Reference:
         """The reference; phases are as long as in a process that has done all of it before."""
         run = self.ended(self.server.submit(TEXT))
-        self.until(self.all_are_here, "all devices are here")
+        self.wait_for_all()
         for name in (SERVER, *NAMES):
             self.order(name)
         self.ended(self.server.submit(TEXT))
@@ -263,8 +267,7 @@ class Trial:
         self.notes: list[str] = []
 
     def submit(self, text: str = TEXT) -> None:
-        """The run begins, with all devices."""
-        self.cluster.until(self.cluster.all_are_here, "all devices are here")
+        """The run begins."""
         self.run_id = self.cluster.server.submit(text)
 
     def device(self) -> str:

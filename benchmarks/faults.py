@@ -111,6 +111,7 @@ def try_once(
     trial = Trial(cluster, reference, random.Random(f"{seed}/{kind.name}/{number}"))
     began, lost, twice = time.monotonic(), 0, 0
     try:
+        cluster.wait_for_all()
         kind.happen(trial)
         verdict = trial.verdict()
         lost, twice = verdict.lost, verdict.counted_twice
