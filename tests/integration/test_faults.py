@@ -16,7 +16,6 @@ TRIED = (
     "device killed, uploading",
     "device killed, waiting for the receipt",
     "server killed, planning",
-    "server killed, receiving",
     "server killed, committing",
     "server killed, migrating",
     "links cut at random bytes",
