@@ -18,8 +18,8 @@ from coppice.wire.values import VALUE_TYPES
 
 NEAR = Mask.of(torch.arange(60).remainder(4) == 1)
 FAR = Mask.of(torch.arange(400).remainder(90) == 50)
-_KNOWN = {NEAR.fingerprint: NEAR}
-_PAYLOAD: Payload = {
+KNOWN = {NEAR.fingerprint: NEAR}
+PAYLOAD: Payload = {
     "delta": {
         "w": torch.ones(2, 3),
         "b": torch.tensor([True, False]),
@@ -29,7 +29,7 @@ _PAYLOAD: Payload = {
     },
     "n": {"mask": FAR, "count": torch.tensor(3), "none": torch.zeros(2, 0)},
 }
-_EXPECTS: PayloadSpec = {
+EXPECTS: PayloadSpec = {
     "delta": {
         "w": TensorSpec((2, 3), "float32"),
         "b": TensorSpec((2,), "bool"),
@@ -45,41 +45,44 @@ _EXPECTS: PayloadSpec = {
 }
 
 
+#: Every kind of valid ones.
+SEEDS = [
+    bytes(
+        encode(
+            PAYLOAD,
+            known=known,
+            coding={"delta": kind},
+            generator=torch.Generator().manual_seed(0),
+            compress=compress,
+        )
+    )
+    for kind in VALUE_TYPES
+    for known in ((), KNOWN)
+    for compress in (False, True)
+]
+
+
 def payload_maker() -> Callable[[random.Random], bytes]:
     """Makes hostile payloads."""
-    seeds = [
-        bytes(
-            encode(
-                _PAYLOAD,
-                known=known,
-                coding={"delta": kind},
-                generator=torch.Generator().manual_seed(0),
-                compress=compress,
-            )
-        )
-        for kind in VALUE_TYPES
-        for known in ((), _KNOWN)
-        for compress in (False, True)
-    ]
-    fields = [payload_fields(seed) for seed in seeds]
+    fields = [payload_fields(seed) for seed in SEEDS]
     bombs = list(_bombs())
 
     def make(chance: random.Random) -> bytes:
-        place, kind = chance.randrange(len(seeds)), chance.random()
+        place, kind = chance.randrange(len(SEEDS)), chance.random()
         if kind < 0.45:
-            data = lied_payload(chance, seeds[place], fields[place])
-            return changed_bytes(chance, data, seeds[0]) if chance.random() < 0.2 else data
+            data = lied_payload(chance, SEEDS[place], fields[place])
+            return changed_bytes(chance, data, SEEDS[0]) if chance.random() < 0.2 else data
         if kind < 0.85:
-            return changed_bytes(chance, seeds[place], chance.choice(seeds))
+            return changed_bytes(chance, SEEDS[place], chance.choice(SEEDS))
         if kind < 0.9:
             # Few: each that is let through costs what the format allows it to.
             if chance.random() < 0.95:
-                return seeds[place][: chance.choice(fields[place])[0]]
+                return SEEDS[place][: chance.choice(fields[place])[0]]
             bomb = chance.choice(bombs)
             return bomb if chance.random() < 0.5 else changed_bytes(chance, bomb, bomb)
         data = chance.randbytes(chance.choice((0, 1, 15, 16, 17, 100, 3000)))
-        start = 16 + int.from_bytes(seeds[place][8:12], "little")
-        return chance.choice((data, seeds[place][:16] + data, seeds[place][:start] + data))
+        start = 16 + int.from_bytes(SEEDS[place][8:12], "little")
+        return chance.choice((data, SEEDS[place][:16] + data, SEEDS[place][:start] + data))
 
     return make
 
@@ -109,17 +112,17 @@ def try_payload(data: bytes) -> None:
     """Read it in every way: InvalidPayload, or AssertionError when the ways disagree."""
     refusal: InvalidPayload | None = None
     try:
-        read = decode(bytearray(data), known=_KNOWN)
+        read = decode(bytearray(data), known=KNOWN)
         if set(read) - {group for group in read if read[group]}:
             raise AssertionError("a group without items")
         # What was read can be written, and is read as the same.
-        again = decode(encode(read, known=()), known=_KNOWN)
+        again = decode(encode(read, known=()), known=KNOWN)
         if [list(items) for items in again.values()] != [list(items) for items in read.values()]:
             raise AssertionError("written again, the payload is another")
     except InvalidPayload as error:
         refusal = error
-    fits = _passes(lambda: check(bytearray(data), _EXPECTS))
-    if fits != _passes(lambda: decode(bytearray(data), _EXPECTS, _KNOWN)):
+    fits = _passes(lambda: check(bytearray(data), EXPECTS))
+    if fits != _passes(lambda: decode(bytearray(data), EXPECTS, KNOWN)):
         raise AssertionError("check and decode are not of one mind")
     if refusal is not None:
         raise refusal

@@ -10,7 +10,6 @@ import pytest
 
 from coppice.domain import BlobRef
 from coppice.errors import RoundClosed, UpdateRefused
-from coppice.method import ClientHalf, Local, Task, Update, client_half
 from coppice.wire import coordination_pb2 as pb
 from coppice.wire.chunks import blob_ref
 from edge_client.delivery import OutboxMode
@@ -22,14 +21,12 @@ from edge_client.stop import Stopped
 from tests.edge_client.conftest import ThreadedDevice
 from tests.edge_client.fake_server import (
     PATIENCE_SECONDS,
-    WORKLOAD,
     FakeServer,
     model_payload,
     run_key,
 )
+from tests.edge_client.staging import PRIVATE, kept, note_training
 from tests.edge_client.test_private import Other
-
-PRIVATE = f"{run_key(1)}-fedavg"
 
 
 class Killed(BaseException):
@@ -54,24 +51,8 @@ def again(
 
 @pytest.fixture(autouse=True)
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rounds in which something was trained; each keeps its number on the device."""
-    rounds: list[int] = []
-    half = type(client_half(WORKLOAD.method))
-    run = half.run
-
-    def noted(self: ClientHalf, task: Task, local: Local) -> Update:
-        rounds.append(task.round_number)
-        local.private.stage(Other(task.round_number))
-        return run(self, task, local)
-
-    monkeypatch.setattr(half, "run", noted)
-    return rounds
-
-
-def kept(folder: StateFolder) -> int | None:
-    """Of which round the private state on the device is."""
-    found = PrivateState(folder.private / PRIVATE).read(Other)
-    return None if found is None else found.number
+    """Rounds in which something was trained."""
+    return note_training(monkeypatch)
 
 
 def entry(folder: StateFolder) -> Parcel | None:

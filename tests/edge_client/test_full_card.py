@@ -9,32 +9,18 @@ import pytest
 from coppice import files
 from coppice.domain import BlobRef
 from coppice.errors import DiskFull
-from coppice.method import ClientHalf, Local, Task, Update, client_half
 from edge_client import outbox, private
 from edge_client.backoff import Backoff
-from edge_client.private import PrivateState
 from edge_client.state_folder import StateFolder
 from tests.edge_client.conftest import ThreadedDevice
-from tests.edge_client.fake_server import WORKLOAD, FakeServer, model_payload, run_key
-from tests.edge_client.test_private import Other
-
-PRIVATE = f"{run_key(1)}-fedavg"
+from tests.edge_client.fake_server import FakeServer, model_payload
+from tests.edge_client.staging import kept, note_training
 
 
 @pytest.fixture(autouse=True)
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rounds in which something was trained; each keeps its number on the device."""
-    rounds: list[int] = []
-    half = type(client_half(WORKLOAD.method))
-    run = half.run
-
-    def noted(self: ClientHalf, task: Task, local: Local) -> Update:
-        rounds.append(task.round_number)
-        local.private.stage(Other(task.round_number))
-        return run(self, task, local)
-
-    monkeypatch.setattr(half, "run", noted)
-    return rounds
+    """Rounds in which something was trained."""
+    return note_training(monkeypatch)
 
 
 @pytest.fixture
@@ -54,12 +40,6 @@ def full(monkeypatch: pytest.MonkeyPatch, module: object, times: int) -> list[Pa
 
     monkeypatch.setattr(module, "write_file", write_file)
     return refused
-
-
-def kept(folder: StateFolder) -> int | None:
-    """Of which round the private state on the device is."""
-    found = PrivateState(folder.private / PRIVATE).read(Other)
-    return None if found is None else found.number
 
 
 def test_update_for_which_there_is_no_room_is_sent_from_memory(

@@ -19,7 +19,8 @@ from pathlib import Path
 atheris = importlib.import_module("atheris")
 
 with atheris.instrument_imports(include=["coppice.wire", "coppice.sparse"]):
-    from tests.coppice.wire.test_payload_fuzz import SEEDS, survives
+    from benchmarks.fuzzing_payloads import SEEDS
+    from tests.coppice.wire.test_payload_fuzz import survives
 
 
 def main() -> None:

@@ -5,59 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.fuzzing_payloads import EXPECTS, KNOWN, SEEDS
 from coppice.errors import InvalidPayload
-from coppice.sparse import Mask, SparseTensor
-from coppice.tensors import MASK, Payload, PayloadSpec, TensorSpec
 from coppice.wire.header import largest_size_bytes
 from coppice.wire.payload import check, decode, encode
-from coppice.wire.values import VALUE_TYPES
 from tests.coppice.wire.payload_bytes import bits_of, peak_bytes
-
-NEAR = Mask.of(torch.arange(60).remainder(4) == 1)
-FAR = Mask.of(torch.arange(400).remainder(90) == 50)
-KNOWN = {NEAR.fingerprint: NEAR}
-WHOLE: Payload = {
-    "delta": {
-        "w": torch.ones(2, 3),
-        "b": torch.tensor([True, False]),
-        "far": SparseTensor(FAR, torch.arange(4.0)),
-        "near": SparseTensor(NEAR, torch.arange(15.0)),
-        "full": SparseTensor(Mask.full((3,)), torch.zeros(3)),
-    },
-    "n": {"mask": FAR, "count": torch.tensor(3), "none": torch.zeros(2, 0)},
-}
-EXPECTS: PayloadSpec = {
-    "delta": {
-        "w": TensorSpec((2, 3), "float32"),
-        "b": TensorSpec((2,), "bool"),
-        "far": TensorSpec((400,), "float32", 4),
-        "near": TensorSpec((60,), "float32", 15, NEAR.fingerprint),
-        "full": TensorSpec((3,), "float32", 3),
-    },
-    "n": {
-        "mask": TensorSpec((400,), MASK, 10),
-        "count": TensorSpec((), "int64"),
-        "none": TensorSpec((2, 0), "float32"),
-    },
-}
-SEEDS = [
-    bytes(
-        encode(
-            WHOLE,
-            known=known,
-            coding={"delta": kind},
-            generator=torch.Generator().manual_seed(0),
-            compress=compress,
-        )
-    )
-    for kind in VALUE_TYPES
-    for known in ((), KNOWN)
-    for compress in (False, True)
-]
 
 
 def survives(data: bytes | bytearray) -> None:
