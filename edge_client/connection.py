@@ -299,7 +299,8 @@ def explained(error: CoppiceError, address: str) -> CoppiceError:
     if _CLOSED_AT_ONCE in text:
         return HandshakeRefused(
             f"the server at {address} closes the connection at once: is this the right port, does "
-            "it run with --insecure or without as this client does, and was it set up anew?"
+            "it run with --insecure or without as this client does, was it set up anew, or has it "
+            "more connections than it takes (--connections)?"
         )
     return ServerUnreachable(f"no Coppice server can be reached at {address}: {error}")
 

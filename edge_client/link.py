@@ -82,6 +82,7 @@ class Link:
         Raises ServerUnreachable when there was none after so long.
         """
         began = self._clock()
+        wrong_since: float | None = None
         outage = Outage(
             self._journal, self._clock, lambda error: self._journal.waiting(error, wait_seconds)
         )
@@ -91,16 +92,21 @@ class Link:
             except (Retryable, CertificateExpired) as error:
                 if self._mended(error):
                     continue
-                # What somebody has to put right is said soon.
-                wrong = isinstance(error, HandshakeRefused)
-                most = min(wait_seconds, FIRST_CONTACT_SECONDS) if wrong else wait_seconds
-                left = began + most - self._clock()
+                now = self._clock()
+                left = began + wait_seconds - now
+                if not isinstance(error, HandshakeRefused):
+                    wrong_since = None
+                else:
+                    # What somebody has to put right is said soon; counted from here, for a proxy
+                    # in front of a server that is only about to start says the same.
+                    wrong_since = now if wrong_since is None else wrong_since
+                    left = min(left, wrong_since + FIRST_CONTACT_SECONDS - now)
                 if left <= 0:
                     raise
                 seconds = min(self._backoff.next_seconds(error), left)
-                outage.failed(error, seconds)
-                self._connection.close()
-                self._stop.wait(seconds)
+                if not _says_when(error):
+                    outage.failed(error, seconds)
+                self._pause(error, seconds)
         self._backoff.reset()
 
     def poll(self, request: pb.PollRequest) -> pb.PollReply:

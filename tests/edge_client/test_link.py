@@ -159,6 +159,24 @@ def test_what_somebody_has_to_put_right_is_said_soon(setup: Setup) -> None:
     assert sum(setup.time.waits) == FIRST_CONTACT_SECONDS
 
 
+def test_what_looks_wrong_for_a_moment_does_not_end_a_long_wait(setup: Setup) -> None:
+    away: list[CoppiceError | None] = [GONE] * 20
+    wrong: list[CoppiceError | None] = [HandshakeRefused("about to start?")]
+    setup.connection.joins = away + wrong + away + wrong
+    setup.link.meet(math.inf)
+    assert setup.connection.joins == []
+
+
+def test_first_contact_with_a_busy_server_is_when_it_says_and_on_the_same_line(
+    setup: Setup,
+) -> None:
+    setup.connection.joins = [ServerBusy("full", 20.0)]
+    setup.link.meet(math.inf)
+    assert setup.time.waits == [20.0]
+    assert setup.connection.events == ["join", "join"]
+    assert "busy     full; the next attempt is in 20 s" in setup.out.getvalue()
+
+
 def test_lost_connection_is_tried_for_ever(setup: Setup) -> None:
     setup.link.meet(0.0)
     setup.connection.polls = [GONE] * 50
