@@ -58,8 +58,10 @@ def _resume_tasks(
     if first.closed and first.kind is TaskKind.TRAIN:
         closed = machine.resume_closed(first.round_number, reported, len(tasks), len(refused))
         return closed, {}
-    # The clock may have been set back meanwhile.
-    seconds = min(first.deadline_at - now, machine.spec.cohort.deadline_seconds)
+    cohort = machine.spec.cohort
+    # Whoever has finished while the server was away gets as long to come back as one that is
+    # silent. And the clock may have been set meanwhile, in either direction.
+    seconds = min(max(first.deadline_at - now, cohort.lost_after_seconds), cohort.deadline_seconds)
     return (
         machine.resume_reporting(
             first.round_number, waiting, reported, seconds, first.kind, len(refused)

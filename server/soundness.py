@@ -26,7 +26,8 @@ def check_blobs(store: Store, blobs: Blobs, now: float) -> None:
     if blobs.count() and not store.runs():
         raise StoreUnusable(
             f"the database has no run, but {blobs.folder} holds blobs of some: is it the right "
-            "one? Put back a copy of it, or choose another folder with --data"
+            "one? Put back a copy of it, or choose another folder with --data; if it never had a "
+            "run, empty that folder"
         )
     run = store.open_run()
     if run is None:

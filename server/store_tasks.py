@@ -42,7 +42,10 @@ _CLOSE_TASKS = (
 _OPEN_TASKS = (
     update(tables.tasks)
     .where(of_round(tables.tasks), tables.tasks.c.kind == bindparam("of_kind"))
-    .values(closed=False)
+    .values(
+        closed=False,
+        deadline_at=tables.tasks.c.deadline_at - tables.tasks.c.offered_at + bindparam("begun_at"),
+    )
 )
 _FORGET_UPDATE = delete(tables.updates).where(tables.updates.c.task_id == bindparam("of_task"))
 _SPEC = select(tables.payload_specs.c.spec_digest).where(
@@ -168,11 +171,12 @@ class StoreTasks(StoreClients):
         )
 
     def forget_update(self, task: TaskRecord, now: float, events: Sequence[NewEvent] = ()) -> None:
-        """The stored answer to a task cannot be read: its round takes answers again."""
+        """The stored answer to a task cannot be read: its round takes answers again, as long."""
         with self._write() as connection:
             connection.execute(_FORGET_UPDATE, {"of_task": task.task_id})
             here = the_round(task.run_id, task.round_number)
-            connection.execute(_OPEN_TASKS, here | {"of_kind": task.kind})
+            again = {"of_kind": task.kind, "begun_at": now}
+            connection.execute(_OPEN_TASKS, here | again)
             self._append(connection, events, now)
 
     def close_tasks(

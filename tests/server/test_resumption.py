@@ -121,11 +121,21 @@ class TestOpenRound:
         _, instructions, _ = past.resume(now=NOON - 10_000)
         assert instructions == [SetDeadline(1, Phase.REPORTING, 600.0)]
 
-    def test_past_its_deadline_is_over_at_once(self, store: Store) -> None:
+    @pytest.mark.parametrize("away_seconds", [590, 10_000])
+    def test_past_its_deadline_waits_for_devices_to_come_back(
+        self, store: Store, away_seconds: float
+    ) -> None:
         past = Past(store, SPEC)
         past.plan(1, A, B)
+        _, instructions, _ = past.resume(now=NOON + away_seconds)
+        lost_after_seconds = SPEC.cohort.lost_after_seconds
+        assert instructions == [SetDeadline(1, Phase.REPORTING, lost_after_seconds)]
+
+    def test_past_its_deadline_waits_no_longer_than_a_round(self, store: Store) -> None:
+        past = Past(store, run_spec(quorum=2, deadline_seconds=5.0))
+        past.plan(1, A, B)
         _, instructions, _ = past.resume(now=NOON + 10_000)
-        assert instructions == [SetDeadline(1, Phase.REPORTING, 0.0)]
+        assert instructions == [SetDeadline(1, Phase.REPORTING, 5.0)]
 
     def test_for_one_client_that_was_killed_before_it_was_aggregated_is(self, store: Store) -> None:
         past = Past(store, run_spec(size=3, quorum=3))

@@ -39,8 +39,8 @@ class Left:
     def _new_task(self, client: str) -> NewTask:
         return replace(new_task(client), payload=self.payload, masks=self.masks)
 
-    def check(self) -> None:
-        check_blobs(self.store, self.blobs, NOON)
+    def check(self, now: float = NOON) -> None:
+        check_blobs(self.store, self.blobs, now)
 
     def damage(self, ref: BlobRef) -> Path:
         path = self.blobs.path(ref.digest)
@@ -85,6 +85,14 @@ def test_round_that_was_closed_already_takes_the_update_again(left: Left) -> Non
     left.damage(left.update)
     left.check()
     left.store.store_update(left.tasks[0].task_id, left.update, 10, 5, {}, NOON)
+
+
+def test_round_has_as_long_again_for_what_was_damaged(left: Left) -> None:
+    left.damage(left.update)
+    # Long after its deadline.
+    left.check(now=NOON + 3600)
+    tasks = left.store.tasks(left.run_id, 1)
+    assert [task.deadline_at for task in tasks] == [NOON + 3660] * 2
 
 
 @pytest.mark.parametrize("what", ["state", "payload", "masks"])
