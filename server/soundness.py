@@ -73,7 +73,8 @@ def _updates(store: Store, run: RunRecord) -> list[UpdateRecord]:
 
 def _needed(store: Store, run: RunRecord) -> dict[BlobRef, str]:
     """What each is: devices often share a payload."""
-    found = {run.state_blob: "the state", run.spec.warm_start: "the warm start"}
+    found = {run.best_blob: "the best state", run.spec.warm_start: "the warm start"}
+    found[run.state_blob] = "the state"
     for task in _open_tasks(store, run):
         found[task.payload] = f"a payload of round {task.round_number}"
         found[task.masks] = f"the masks of round {task.round_number}"

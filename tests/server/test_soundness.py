@@ -104,6 +104,15 @@ def test_what_cannot_be_made_again_is_named(left: Left, what: str) -> None:
     assert "put back a copy" in str(caught.value)
 
 
+def test_the_state_of_the_best_round_is_needed_too(left: Left) -> None:
+    best = left.blobs.put(b"the best state")
+    left.store.record_evaluation(left.run_id, 0, "server", {}, (0.5, best), now=NOON)
+    left.check()
+    left.damage(best)
+    with pytest.raises(StoreUnusable, match="the best state"):
+        left.check()
+
+
 def test_a_state_that_is_missing_is_left_to_its_run(left: Left) -> None:
     left.damage(left.state).unlink()
     left.check()
