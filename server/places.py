@@ -28,7 +28,7 @@ class Places:
         """A call goes on meanwhile; ServerBusy where it is one too many."""
         if self._taken.get(who, 0) >= self._each:
             raise ServerBusy(
-                f"this device has {self._each} calls going on already; it may have no more",
+                f"this caller has {self._each} calls going on already; it may have no more",
                 _RETRY_SECONDS,
             )
         if self.count >= self._total:

@@ -51,8 +51,8 @@ class Space:
         with self._lock:
             if self._used_bytes() + size_bytes > self._most_bytes:
                 raise ServerBusy(
-                    f"the run may take {self._most_bytes // _MB} MB of the server's disk, which "
-                    "this update would exceed; allow it more there (run_disk_mb)",
+                    f"blobs may take {self._most_bytes // _MB} MB of the server's disk, which "
+                    "this update would exceed; allow them more there (run_disk_mb)",
                     _RETRY_SECONDS,
                 )
             self._counted_bytes += size_bytes
