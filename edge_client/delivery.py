@@ -20,6 +20,7 @@ from edge_client.backoff import Backoff
 from edge_client.connection import Connection
 from edge_client.journal import Journal
 from edge_client.link import Link
+from edge_client.meter import Meter
 from edge_client.outbox import Outbox, Parcel
 from edge_client.ready import ReadyRun
 from edge_client.receipts import Receipts, check_receipt
@@ -54,12 +55,12 @@ class Delivery:
         self._stop = stop
 
     def deliver(
-        self, ready: ReadyRun, offer: pb.TaskOffer, update: Update, data: bytearray
+        self, ready: ReadyRun, offer: pb.TaskOffer, update: Update, data: bytearray, meter: Meter
     ) -> None:
         """Send a task's answer; returns when the receipt is there and the private state follows.
 
-        Raises UpdateRefused, RoundClosed or UnknownTask when it does not count, and Stopped with
-        the update on disk.
+        Raises UpdateRefused, RoundClosed, UnknownTask or TaskAbandoned when it does not count, and
+        Stopped with the update on disk.
         """
         parcel = Parcel(
             run_key=ready.run_key,
@@ -71,7 +72,7 @@ class Delivery:
             metrics={
                 name: float(value) for name, value in update.metrics.items() if math.isfinite(value)
             },
-            private=self._stage(ready),
+            private=self._stage(ready, meter),
             ref=blob_ref(data),
             data=data,
         )
@@ -101,10 +102,11 @@ class Delivery:
         """The run is over."""
         self._outbox.drop(ready.run_key)
 
-    def _stage(self, ready: ReadyRun) -> str:
+    def _stage(self, ready: ReadyRun, meter: Meter) -> str:
         """The private state that goes with an update, on disk: room for it is waited for.
 
-        Sent without it, the update would count and the state would not.
+        Sent without it, the update would count and the state would not. Nobody waits for longer
+        than the task is wanted.
         """
         backoff, is_told = Backoff(), False
         while True:
@@ -115,6 +117,7 @@ class Delivery:
                     self._journal.no_room(f"{error}; waiting for room")
                     is_told = True
             self._stop.wait(backoff.next_seconds())
+            meter.check()
 
     def _send(self, ready: ReadyRun, attempts: _Attempts) -> None:
         parcel = attempts.parcel

@@ -264,7 +264,7 @@ class Device:
                 local.generator,
             )
             compute_seconds = laps.lap()
-            self._delivery.deliver(ready, offer, update, data)
+            self._delivery.deliver(ready, offer, update, data, meter)
         report = RoundReport(
             round_number=task.round_number,
             steps=update.steps,

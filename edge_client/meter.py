@@ -68,6 +68,10 @@ class Meter:
         if not self._kernel_tells:
             self.sample_bytes()
         self._on_step(self.steps_done)
+        self.check()
+
+    def check(self) -> None:
+        """Raise TaskAbandoned when the task is no longer wanted."""
         if not self._wanted:
             raise TaskAbandoned("the server no longer wants this task")
 

@@ -78,3 +78,25 @@ def test_update_waits_until_there_is_room_for_what_the_method_keeps(
     assert len(server.pushed) == len(trained) == 1
     assert kept(folder) == 1
     assert device.printed.count("waiting for room") == 1
+
+
+def test_room_is_not_waited_for_when_the_task_is_no_longer_wanted(
+    server: FakeServer,
+    device: ThreadedDevice,
+    ref: BlobRef,
+    folder: StateFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def is_over(self: Backoff) -> float:
+        server.wanted = False
+        return 0.001
+
+    monkeypatch.setattr(Backoff, "next_seconds", is_over)
+    full(monkeypatch, private, times=10**9)
+    server.offer_run()
+    server.offer_task(ref, task_id=1, round_number=1)
+    device.start()
+    server.wait_for("PollTask", 3)
+    assert server.pushed == []
+    assert kept(folder) is None
+    assert "the server no longer wants this task" in device.printed
