@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -14,7 +15,7 @@ from coppice import __version__
 from coppice.cost_learning import Besides, LearnedCost, MeasuredRound
 from coppice.device_cost import DeviceCost
 from coppice.domain import Forecast, RoundReport, Why, Workload
-from coppice.errors import InvalidPayload
+from coppice.errors import DiskFull, InvalidPayload
 from coppice.files import write_file
 from coppice.kernels.library import library
 from coppice.method import ClientHalf, Local, Task
@@ -140,8 +141,9 @@ class Costs:
         others = {key: cost for key, cost in self._read().items() if key != self._key}
         newest = list(others.items())[1 - _MOST_RUNS :]
         plain = {key: to_plain(cost) for key, cost in [*newest, (self._key, known)]}
-        # Not made durable: what a power cut takes is measured again.
-        write_file(self._path, json.dumps(plain).encode(), remedy=REMEDY, durable=False)
+        # Not made durable: what a power cut takes, or a full disk, is measured again.
+        with suppress(DiskFull):
+            write_file(self._path, json.dumps(plain).encode(), remedy=REMEDY, durable=False)
 
     def _read(self) -> dict[str, LearnedCost]:
         try:

@@ -132,10 +132,13 @@ class Delivery:
                 self._refusals.heard(parcel.task_id)
             self._discard(ready)
             raise
-        self._receipts.keep(receipt, self._link.receipt_key)
         if receipt.digest == parcel.ref.digest:
             ready.private.promote(parcel.task_id)
         # Else the answer that counts is from before a crash, and this one was made a second time.
+        try:
+            self._receipts.keep(receipt, self._link.receipt_key)
+        except DiskFull as error:
+            self._journal.no_room(f"{error}; the receipt is not kept")
         self._discard(ready)
 
     def _discard(self, ready: ReadyRun) -> None:

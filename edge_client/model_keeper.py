@@ -8,6 +8,7 @@ from pathlib import Path
 
 from coppice import __version__
 from coppice.domain import Metrics
+from coppice.errors import DiskFull
 from coppice.method import Local, Task
 from coppice.model_file import ModelInfo, save_model
 from edge_client.ready import ReadyRun
@@ -27,9 +28,13 @@ class ModelKeeper:
 
     def hold(self, ready: ReadyRun, task: Task, local: Local, metrics: Metrics) -> None:
         """Take a task's model as the newest; `metrics` are its evaluation here, or empty."""
-        self._newest = (ready, task, local, metrics)
+        held = self._newest = (ready, task, local, metrics)
         if self._clock() - self._saved_at >= SAVE_EVERY_SECONDS:
-            self.save()
+            try:
+                self.save()
+            except DiskFull:
+                # Later, or at the end, there may be room.
+                self._newest = held
 
     def save(self) -> ModelInfo | None:
         """Save the newest model if it is not on disk yet; None when there was nothing to save."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+from coppice.errors import DiskFull
 from coppice.files import write_file
 from coppice.wire import coordination_pb2 as pb
 from edge_client.journal import Journal
@@ -39,9 +41,10 @@ class Refusals:
                 self._journal.refused(refusal, heard=refusal.task_id == self._heard_task_id)
         if newest > self.seen(run_key):
             self._run_key, self._seen = run_key, newest
-            # Not made durable: after a power cut it is said twice at worst.
+            # Not made durable: after a power cut, or on a full disk, it is said twice at worst.
             plain = {"run_key": run_key, "seen": newest}
-            write_file(self._path, json.dumps(plain).encode(), remedy=REMEDY, durable=False)
+            with suppress(DiskFull):
+                write_file(self._path, json.dumps(plain).encode(), remedy=REMEDY, durable=False)
 
 
 def _read(path: Path) -> tuple[str, int]:

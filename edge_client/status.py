@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from coppice.domain import Forecast, RoundReport
+from coppice.errors import DiskFull
 from coppice.files import write_file
 from edge_client.state_folder import REMEDY
 from edge_client.wear import bytes_written
@@ -78,7 +80,9 @@ class StatusFile:
         self.status = replace(self.status, bytes_written=self._disk())
         # Not made durable: after a power cut the status would be wrong anyway.
         data = json.dumps(asdict(self.status)).encode()
-        write_file(self._path, data, remedy=REMEDY, durable=False)
+        # On a full disk an older one stays: no reason to end the work.
+        with suppress(DiskFull):
+            write_file(self._path, data, remedy=REMEDY, durable=False)
 
 
 def read_status(path: Path) -> Status | None:

@@ -9,8 +9,9 @@ import pytest
 from coppice import files
 from coppice.domain import BlobRef
 from coppice.errors import DiskFull
-from edge_client import outbox, private
+from edge_client import model_keeper, outbox, private, refusals, status
 from edge_client.backoff import Backoff
+from edge_client.receipts import Receipts
 from edge_client.state_folder import StateFolder
 from tests.edge_client.conftest import ThreadedDevice
 from tests.edge_client.fake_server import FakeServer, model_payload
@@ -68,7 +69,7 @@ def test_update_waits_until_there_is_room_for_what_the_method_keeps(
     monkeypatch: pytest.MonkeyPatch,
     trained: list[int],
 ) -> None:
-    monkeypatch.setattr(Backoff, "next_seconds", lambda self: 0.001)
+    monkeypatch.setattr(Backoff, "next_seconds", lambda self, error=None: 0.001)
     refused = full(monkeypatch, private, times=3)
     server.offer_run()
     server.offer_task(ref, task_id=1, round_number=1)
@@ -100,3 +101,33 @@ def test_room_is_not_waited_for_when_the_task_is_no_longer_wanted(
     assert server.pushed == []
     assert kept(folder) is None
     assert "the server no longer wants this task" in device.printed
+
+
+def test_card_without_a_byte_left_ends_no_work_and_loses_nothing_that_counts(
+    server: FakeServer,
+    device: ThreadedDevice,
+    ref: BlobRef,
+    folder: StateFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused = full(monkeypatch, outbox, times=10**9)
+    for module in (status, refusals):
+        full(monkeypatch, module, times=10**9)
+
+    def no_room(*_: object) -> None:
+        raise DiskFull("no space is left for a receipt")
+
+    def cannot_be_saved(*_: object) -> None:
+        raise DiskFull("no space is left for a model")
+
+    monkeypatch.setattr(Receipts, "keep", no_room)
+    monkeypatch.setattr(model_keeper, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(model_keeper, "save_model", cannot_be_saved)
+    server.offer_run()
+    for number in (1, 2):
+        server.offer_task(ref, task_id=number, round_number=number)
+    device.start()
+    server.wait_for("PollTask", 4)
+    assert len(server.pushed) == len(refused) == 2
+    assert kept(folder) == 2
+    assert "the receipt is not kept" in device.printed

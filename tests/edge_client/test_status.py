@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from coppice.domain import Forecast, RoundReport
+from coppice.errors import DiskFull
+from edge_client import status
 from edge_client.status import Status, StatusFile, read_status
 
 START = Status(pid=7, server="host:1", name="kitchen")
+START_WRITTEN = replace(START, since=100.0, bytes_written=4096)
 
 
 class Clock:
@@ -25,8 +31,7 @@ def make(path: Path) -> tuple[StatusFile, Clock]:
 
 def test_status_is_there_from_the_start(tmp_path: Path) -> None:
     make(tmp_path / "status.json")
-    start = Status(7, "host:1", "kitchen", since=100.0, bytes_written=4096)
-    assert read_status(tmp_path / "status.json") == start
+    assert read_status(tmp_path / "status.json") == START_WRITTEN
 
 
 def test_change_of_phase_is_written_at_once(tmp_path: Path) -> None:
@@ -48,6 +53,24 @@ def test_other_changes_are_written_every_two_seconds(tmp_path: Path) -> None:
         assert written is not None
         steps.append(written.step)
     assert steps == [0, 0, 0, 4, 4, 4, 4, 8, 8]
+
+
+def test_full_disk_keeps_the_older_one_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = make(tmp_path / "status.json")
+
+    def full(*_: object, **__: object) -> None:
+        raise DiskFull("no space is left")
+
+    with monkeypatch.context() as filled:
+        filled.setattr(status, "write_file", full)
+        file.update(phase="training")
+        assert read_status(tmp_path / "status.json") == START_WRITTEN
+    file.update(phase="pushing")
+    written = read_status(tmp_path / "status.json")
+    assert written is not None
+    assert written.phase == "pushing"
 
 
 def test_what_was_not_written_is_not_lost(tmp_path: Path) -> None:
