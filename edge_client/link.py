@@ -83,8 +83,9 @@ class Link:
         """
         began = self._clock()
         wrong_since: float | None = None
+        crowd = Outage(self._journal, self._clock, self._journal.busy)
         outage = Outage(
-            self._journal, self._clock, lambda error: self._journal.waiting(error, wait_seconds)
+            self._journal, self._clock, lambda error, _: self._journal.waiting(error, wait_seconds)
         )
         while not self._joined:
             try:
@@ -104,8 +105,7 @@ class Link:
                 if left <= 0:
                     raise
                 seconds = min(self._backoff.next_seconds(error), left)
-                if not _says_when(error):
-                    outage.failed(error, seconds)
+                (crowd if _says_when(error) else outage).failed(error, seconds)
                 self._pause(error, seconds)
         self._backoff.reset()
 
@@ -120,7 +120,8 @@ class Link:
         """What the attempt gives, made again and again until the server answers it."""
         before = self._journal.phase
         unknown = False
-        outage = Outage(self._journal, self._clock, self._journal.lost)
+        crowd = Outage(self._journal, self._clock, self._journal.busy)
+        outage = Outage(self._journal, self._clock, lambda error, _: self._journal.lost(error))
         while True:
             try:
                 if unknown:
@@ -133,8 +134,8 @@ class Link:
                 seconds = self._backoff.next_seconds(error)
                 if isinstance(error, NotJoined):
                     unknown = True
-                elif not _says_when(error):
-                    outage.failed(error, seconds)
+                else:
+                    (crowd if _says_when(error) else outage).failed(error, seconds)
                 self._pause(error, seconds)
             else:
                 self._backoff.reset()
@@ -160,10 +161,8 @@ class Link:
         self._journal.joined(reply.server_name, self._connection.address)
 
     def _pause(self, error: CoppiceError, seconds: float) -> None:
-        if _says_when(error):
-            # It answers: to connect anew would only cost it more.
-            self._journal.busy(error, seconds)
-        else:
+        # One that says when answers: to connect anew would only cost it more.
+        if not _says_when(error):
             self._connection.close()
         self._stop.wait(seconds)
 

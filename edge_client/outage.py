@@ -19,9 +19,9 @@ class Outage:
         self,
         journal: Journal,
         clock: Callable[[], float],
-        begin: Callable[[CoppiceError], None],
+        begin: Callable[[CoppiceError, float], None],
     ) -> None:
-        """`begin` tells of the first failure."""
+        """`begin` tells of the first failure, and in how many seconds the next attempt is."""
         self._journal = journal
         self._clock = clock
         self._begin = begin
@@ -39,7 +39,7 @@ class Outage:
         now = self._clock()
         if self._began_at is None:
             self._began_at, self._tell_at = now, now + self._pause_seconds
-            self._begin(error)
+            self._begin(error, next_seconds)
         elif now >= self._tell_at:
             self._journal.still_away(error, now - self._began_at, next_seconds)
             self._pause_seconds = min(2 * self._pause_seconds, RAREST_SECONDS)

@@ -167,16 +167,6 @@ def test_what_looks_wrong_for_a_moment_does_not_end_a_long_wait(setup: Setup) ->
     assert setup.connection.joins == []
 
 
-def test_first_contact_with_a_busy_server_is_when_it_says_and_on_the_same_line(
-    setup: Setup,
-) -> None:
-    setup.connection.joins = [ServerBusy("full", 20.0)]
-    setup.link.meet(math.inf)
-    assert setup.time.waits == [20.0]
-    assert setup.connection.events == ["join", "join"]
-    assert "busy     full; the next attempt is in 20 s" in setup.out.getvalue()
-
-
 def test_lost_connection_is_tried_for_ever(setup: Setup) -> None:
     setup.link.meet(0.0)
     setup.connection.polls = [GONE] * 50
@@ -331,11 +321,23 @@ def test_device_comes_back_when_the_busy_server_says_and_tells_so(setup: Setup) 
     # The connection is good: to open another one would cost a busy server more.
     assert "close" not in setup.connection.events
     assert "4000 calls go on; the next attempt is in 12 s" in setup.out.getvalue()
-    assert "still; the next attempt is in 7 s" in setup.out.getvalue()
+    assert "still" not in setup.out.getvalue()
     assert "lost" not in setup.out.getvalue()
+
+
+def test_server_that_stays_busy_is_told_ever_more_rarely(setup: Setup) -> None:
+    setup.link.meet(0.0)
+    # Two days.
+    setup.connection.polls = [ServerBusy("its disk is full", 60.0)] * 2880
+    setup.link.poll(pb.PollRequest())
+    busy, *still = setup.out.getvalue().splitlines()[1:]
+    assert busy == "busy     its disk is full; the next attempt is in 60 s"
+    assert 8 < len(still) < 20
 
 
 def test_first_contact_waits_for_a_busy_server_too(setup: Setup) -> None:
     setup.connection.joins = [ServerBusy("too many", 9.0)]
     setup.link.meet(60.0)
     assert setup.time.waits == [9.0]
+    assert setup.connection.events == ["join", "join"]
+    assert "busy     too many; the next attempt is in 9 s" in setup.out.getvalue()
