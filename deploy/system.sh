@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make sure that what the tests need of the system is there: a Chromium for the dashboard, and for
-# the kernels a C compiler, one for arm64 and an emulator; and a way to set clocks wrong. Installs Debian's packages when allowed.
+# the kernels a C compiler, one for arm64 and an emulator; and a way to set clocks wrong. Installs
+# Debian's packages when allowed.
 set -euo pipefail
 
 missing=() wanted=()

@@ -177,7 +177,7 @@ class Connection:
                 for chunk in call:
                     assembler.add(chunk.data)
                     self.bytes_down += len(chunk.data)
-                    self.progress.has_fetched(assembler.received_bytes / ref.size_bytes)
+                    self.progress.has_fetched(assembler.received_bytes / max(ref.size_bytes, 1))
         finally:
             call.cancel()
         self._down.took(ref.size_bytes - offset, time.monotonic() - started)

@@ -16,7 +16,7 @@ SHORTEST_SECONDS = 0.05
 LONGEST_SECONDS = 60.0
 _JOIN_SECONDS = 2.0
 #: However busy a server is: after longer ones it may take this device for lost.
-_LONGEST_SILENCE_SECONDS = 20.0
+_LONGEST_SILENCE_SECONDS = 8.0
 
 
 class Heartbeat:

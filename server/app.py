@@ -101,7 +101,7 @@ class Server:
         store.migrate()
         store.take_lease(self._owner, time.time())
         blobs = Blobs(config.data / "blobs", durable=config.durable)
-        check_blobs(store, blobs, time.time())
+        check_blobs(store, blobs, time.time(), lambda: store.renew_lease(self._owner, time.time()))
         self._resources = Resources(
             store=store,
             blobs=blobs,

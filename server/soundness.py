@@ -7,6 +7,7 @@ only those of the open run are read: of an ended one nothing is computed any mor
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 from coppice.domain import BlobRef, TaskKind
 from coppice.errors import StoreUnusable
@@ -17,8 +18,10 @@ from server.store import Store
 _READ_BYTES = 2**20
 
 
-def check_blobs(store: Store, blobs: Blobs, now: float) -> None:
+def check_blobs(store: Store, blobs: Blobs, now: float, renew: Callable[[], None]) -> None:
     """Give up stored updates of the open run that are damaged: their tasks are offered again.
+
+    `renew` is called after each blob: on a slow disk all take longer than a lease lasts.
 
     StoreUnusable when what is damaged cannot be made again, and when the database knows nothing of
     the blobs that are there.
@@ -35,6 +38,7 @@ def check_blobs(store: Store, blobs: Blobs, now: float) -> None:
     for update in _updates(store, run):
         if not _is_sound(blobs, update.blob):
             _give_up(store, run, update, now)
+        renew()
     for ref, what in _needed(store, run).items():
         # One that is missing fails the run, which is a way out where there is no copy.
         if blobs.has(ref.digest) and not _is_sound(blobs, ref):
@@ -42,6 +46,7 @@ def check_blobs(store: Store, blobs: Blobs, now: float) -> None:
                 f"{blobs.path(ref.digest)} is damaged, {what} of run {run.spec.name}: put back a "
                 "copy of it, or delete it, and the run fails; then start again"
             )
+        renew()
 
 
 def _give_up(store: Store, run: RunRecord, update: UpdateRecord, now: float) -> None:

@@ -22,6 +22,7 @@ class Left:
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store = store
+        self.renewed: list[float] = []
         self.blobs = Blobs(folder / "blobs", durable=False)
         self.state = self.blobs.put(b"the state")
         self.payload = self.blobs.put(b"the payload")
@@ -40,7 +41,7 @@ class Left:
         return replace(new_task(client), payload=self.payload, masks=self.masks)
 
     def check(self, now: float = NOON) -> None:
-        check_blobs(self.store, self.blobs, now)
+        check_blobs(self.store, self.blobs, now, lambda: self.renewed.append(now))
 
     def damage(self, ref: BlobRef) -> Path:
         path = self.blobs.path(ref.digest)
@@ -60,6 +61,7 @@ def test_what_is_sound_stays(left: Left) -> None:
     left.check()
     assert left.store.update(left.tasks[0].task_id) is not None
     assert [event.kind for event in left.store.events(left.run_id)] == []
+    assert len(left.renewed) == 4, "the lease, after each blob"
 
 
 @pytest.mark.parametrize("is_missing", [False, True])
@@ -131,4 +133,4 @@ def test_blobs_of_which_the_database_knows_nothing_are_no_new_beginning(
         fresh_store("memory", tmp_path) as empty,
         pytest.raises(StoreUnusable, match="has no run, but"),
     ):
-        check_blobs(empty, left.blobs, NOON)
+        check_blobs(empty, left.blobs, NOON, lambda: None)
