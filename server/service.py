@@ -56,7 +56,7 @@ TRANSPORT_MESSAGE_BYTES = 4 * MAX_MESSAGE_BYTES
 
 _MAX_TEXT_LENGTH = 500
 #: A server that stops is started again by somebody.
-_RETRY_SECONDS = 30.0
+_RETRY_SECONDS = 5.0
 
 
 class CoordinationService(Service):
