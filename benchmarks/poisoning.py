@@ -150,7 +150,7 @@ def _command(
     program = ("benchmarks.hostile_client", kind) if kind else ("edge_client",)
     state = folder / f"{run}-state-{name}"
     return (
-        *program, "join", running.address, "--name", name, "--threads", "1", "--once",
+        *program, "join", running.address, "--insecure", "--name", name, "--threads", "1", "--once",
         "--data", str(folder / f"{name}.npz"), "--state", str(state),
     )  # fmt: skip
 

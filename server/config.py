@@ -133,7 +133,7 @@ def resolve(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> 
         database=str(told.get("database", f"sqlite:///{data / 'coppice.sqlite'}")),
         durable=_truth("durable", told.get("durable", True)),
         name=str(told.get("name", os.uname().nodename)),
-        **limits_from(told),  # type: ignore[arg-type]
+        **limits_from(told),
     )
 
 

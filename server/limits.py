@@ -48,7 +48,7 @@ METAVARS: Mapping[str, str] = {
 }
 
 
-def limits_from(told: Mapping[str, Any]) -> dict[str, float]:
+def limits_from(told: Mapping[str, Any]) -> dict[str, Any]:
     """The values of all limits, as told or by default; RunFileError for one that cannot be."""
     return {item.name: _value(item, told.get(item.name, item.default)) for item in fields(Limits)}
 

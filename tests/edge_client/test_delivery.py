@@ -25,7 +25,7 @@ from tests.edge_client.fake_server import (
     model_payload,
     run_key,
 )
-from tests.edge_client.staging import PRIVATE, kept, note_training
+from tests.edge_client.staging import PRIVATE, kept, note_training, offer
 from tests.edge_client.test_private import Other
 
 
@@ -62,13 +62,6 @@ def entry(folder: StateFolder) -> Parcel | None:
 @pytest.fixture
 def ref(server: FakeServer) -> BlobRef:
     return server.add_blob(model_payload())
-
-
-def offer(server: FakeServer, ref: BlobRef, *tasks: int) -> None:
-    """A run, and a round for each of these tasks."""
-    server.offer_run()
-    for task_id in tasks:
-        server.offer_task(ref, task_id=task_id, round_number=task_id)
 
 
 def test_update_is_on_disk_before_its_first_byte_leaves(

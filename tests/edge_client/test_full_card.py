@@ -15,7 +15,7 @@ from edge_client.receipts import Receipts
 from edge_client.state_folder import StateFolder
 from tests.edge_client.conftest import ThreadedDevice
 from tests.edge_client.fake_server import FakeServer, model_payload
-from tests.edge_client.staging import kept, note_training
+from tests.edge_client.staging import kept, note_training, offer
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +52,7 @@ def test_update_for_which_there_is_no_room_is_sent_from_memory(
     trained: list[int],
 ) -> None:
     refused = full(monkeypatch, outbox, times=1)
-    server.offer_run()
-    server.offer_task(ref, task_id=1, round_number=1)
+    offer(server, ref, 1)
     device.start()
     server.wait_for("PollTask", 3)
     assert len(refused) == len(server.pushed) == len(trained) == 1
@@ -71,8 +70,7 @@ def test_update_waits_until_there_is_room_for_what_the_method_keeps(
 ) -> None:
     monkeypatch.setattr(Backoff, "next_seconds", lambda self, error=None: 0.001)
     refused = full(monkeypatch, private, times=3)
-    server.offer_run()
-    server.offer_task(ref, task_id=1, round_number=1)
+    offer(server, ref, 1)
     device.start()
     server.wait_for("PollTask", 3)
     assert len(refused) == 3
@@ -94,8 +92,7 @@ def test_room_is_not_waited_for_when_the_task_is_no_longer_wanted(
 
     monkeypatch.setattr(Backoff, "next_seconds", is_over)
     full(monkeypatch, private, times=10**9)
-    server.offer_run()
-    server.offer_task(ref, task_id=1, round_number=1)
+    offer(server, ref, 1)
     device.start()
     server.wait_for("PollTask", 3)
     assert server.pushed == []

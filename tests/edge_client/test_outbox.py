@@ -69,24 +69,9 @@ def test_oldest_runs_are_given_up(outbox: Outbox, tmp_path: Path) -> None:
     assert kept == [3, 4, 5, 99]
 
 
-def test_it_is_on_disk_before_it_has_its_name(
-    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[str] = []
-    fsync, rename = os.fsync, Path.replace
-
-    def recorded_fsync(descriptor: int) -> None:
-        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
-        fsync(descriptor)
-
-    def recorded_rename(path: Path, target: Path) -> Path:
-        calls.append("rename")
-        return rename(path, target)
-
-    monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(Path, "replace", recorded_rename)
+def test_it_is_on_disk_before_it_has_its_name(outbox: Outbox, disk_calls: list[str]) -> None:
     outbox.put(parcel())
-    assert calls == ["file", "rename", "folder"]
+    assert disk_calls == ["file", "rename", "folder"]
 
 
 def test_full_disk_leaves_the_entry_that_was_there(

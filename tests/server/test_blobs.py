@@ -122,45 +122,26 @@ class TestNames:
 
 
 class TestDurability:
-    @pytest.fixture
-    def synced(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """What was forced to the disk and when its name changed, in order."""
-        calls: list[str] = []
-        fsync, replace = os.fsync, Path.replace
-
-        def recorded_fsync(descriptor: int) -> None:
-            kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
-            calls.append(kind)
-            fsync(descriptor)
-
-        def recorded_replace(path: Path, target: Path) -> Path:
-            calls.append("rename")
-            return replace(path, target)
-
-        monkeypatch.setattr(os, "fsync", recorded_fsync)
-        monkeypatch.setattr(Path, "replace", recorded_replace)
-        return calls
-
     def test_the_file_is_on_disk_before_its_name_and_the_name_before_the_answer(
-        self, blobs: Blobs, synced: list[str]
+        self, blobs: Blobs, disk_calls: list[str]
     ) -> None:
         blobs.put(DATA)
-        assert synced == ["file", "rename", "folder"]
+        assert disk_calls == ["file", "rename", "folder"]
 
     def test_a_blob_that_another_thread_wrote_is_on_disk_before_the_answer_too(
-        self, blobs: Blobs, synced: list[str]
+        self, blobs: Blobs, disk_calls: list[str]
     ) -> None:
         blobs.put(DATA)
-        synced.clear()
+        disk_calls.clear()
         blobs.put(DATA)
-        assert synced == ["file", "folder"]
+        assert disk_calls == ["file", "folder"]
 
     def test_blobs_that_need_not_be_durable_do_not_wait_for_the_disk(
-        self, tmp_path: Path, synced: list[str]
+        self, tmp_path: Path, disk_calls: list[str]
     ) -> None:
         blobs = Blobs(tmp_path, durable=False)
         blobs.put(DATA)
-        assert synced == ["rename"]
+        assert disk_calls == ["rename"]
 
     def test_a_killed_writer_leaves_no_blob(self, blobs: Blobs) -> None:
         script = """

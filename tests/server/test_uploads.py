@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -71,26 +70,13 @@ class TestWhole:
         assert files(blobs) == [DIGEST]
 
     def test_is_on_disk_before_its_name_and_the_name_before_the_answer(
-        self, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+        self, uploads: Uploads, disk_calls: list[str]
     ) -> None:
-        calls: list[str] = []
-        fsync, replace = os.fsync, Path.replace
-
-        def recorded_fsync(descriptor: int) -> None:
-            calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
-            fsync(descriptor)
-
-        def recorded_replace(path: Path, target: Path) -> Path:
-            calls.append("rename")
-            return replace(path, target)
-
-        monkeypatch.setattr(os, "fsync", recorded_fsync)
-        monkeypatch.setattr(Path, "replace", recorded_replace)
         upload = uploads.receive(A, REF)
         upload.write(DATA)
-        assert calls == []
+        assert disk_calls == []
         upload.commit()
-        assert calls == ["file", "rename", "folder"]
+        assert disk_calls == ["file", "rename", "folder"]
 
     def test_of_two_clients_both_succeed(self, uploads: Uploads, blobs: Blobs) -> None:
         first, second = uploads.receive(A, REF), uploads.receive(B, REF)
