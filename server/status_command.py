@@ -11,7 +11,7 @@ from coppice.table import table
 from server.run_commands import api_of, where_parser
 from server.wait_text import wait_text
 
-#: What a run does that does not wait, or what it is doing beside that, by its phase.
+#: What a run does, by its phase; `static/page.js` says the same.
 PHASES = {
     "opening": "opening the round",
     "gathering": "gathering devices",

@@ -39,7 +39,7 @@ const PHASES = {
   evaluating: "devices are evaluating",
   folding: "averaging the evaluations",
   resting: "resting",
-  judging: "catching up",
+  judging: "catching up with evaluations",
   closing: "finishing",
 };
 
