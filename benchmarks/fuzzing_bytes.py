@@ -135,6 +135,7 @@ def changed_message(chance: random.Random, message: AnyMessage) -> AnyMessage:
     """A message of the same kind of which some fields, at any depth, are odd ones."""
     result = type(message)()
     result.CopyFrom(message)
+    # The stubs have another class for the same descriptors.
     fields: Sequence[FieldDescriptor] = list(result.DESCRIPTOR.fields)  # type: ignore[arg-type]
     for _ in range(chance.choice((1, 1, 2, 4)) if fields else 0):
         field = chance.choice(fields)

@@ -62,6 +62,7 @@ class Bounded(H11Protocol):
     _waits: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
+    # asyncio's protocols are given any transport; uvicorn narrows that, and so has this to.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Somebody connects."""
         super().connection_made(transport)
